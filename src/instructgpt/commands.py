@@ -139,6 +139,13 @@ COMMANDS = (
     ),
     Command("label serve", "label.ServeConfig", "label.cli.serve:serve", "serve a labelers' site", loads_torch=False),
     Command(
+        "label reset-link",
+        "label.ResetLinkConfig",
+        "label.cli.reset_link:reset_link",
+        "print a link that sets a new password",
+        loads_torch=False,
+    ),
+    Command(
         "label import",
         "label.LabelImportConfig",
         "label.cli.data:import_into_site",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
@@ -18,6 +18,7 @@ from instructgpt.label.vocabulary import (
     ExportFormat,
     ExportUse,
     LabelImportFormat,
+    SecondFactorPolicy,
     TaskKind,
 )
 from instructgpt.records import Cohort
@@ -53,6 +54,9 @@ class ServeConfig(SiteOptions):
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all interfaces")
     port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
+    second_factor: SecondFactorPolicy = Field(
+        "optional", description="who must set up a second factor (TOTP): nobody, owners, or owners and researchers"
+    )
 
 
 def parse_base_url(value: str) -> str:
@@ -69,6 +73,19 @@ def parse_base_url(value: str) -> str:
 
 class ExistingSiteOptions(CommandConfig):
     site: Path = Field(description="folder of the site, created by 'label init'")
+
+
+class ResetLinkConfig(ExistingSiteOptions):
+    stage: ClassVar[str] = "label reset-link"
+
+    name: str | None = Field(None, description="whose password; by default the only owner's")
+    end_second_factor: bool = Field(False, description="also remove the second factor, when phone and codes are lost")
+    public_url: str | None = Field(None, description="public address of the site, for the link")
+
+    @field_validator("public_url")
+    @classmethod
+    def _validate_public_url(cls, value: str | None) -> str | None:
+        return value if value is None else parse_base_url(value)
 
 
 class LabelImportConfig(ExistingSiteOptions):
@@ -111,12 +128,18 @@ class LabelExportConfig(ExistingSiteOptions):
     out: Path = Field(description="output folder; must not exist")
     use: ExportUse = Field("training", description="training: for SFT and reward models; evaluation: to measure them")
     format: ExportFormat = Field("jsonl", description="jsonl, parquet, or datasets (Parquet with a dataset card)")
-    files: str = Field(",".join(get_args(ExportFileName)), description="files to write, separated by commas")
+    files: tuple[str, ...] = Field(get_args(ExportFileName), description="files to write")
     batch: tuple[str, ...] = Field((), description="only these batches")
     since: int | None = Field(None, ge=0, description="only submissions from this time on, milliseconds since 1970 UTC")
     until: int | None = Field(None, ge=0, description="only submissions before this time, milliseconds since 1970 UTC")
     archive: bool = Field(False, description="export every table of the site, for 'label import --archive'")
     people: Literal["whole", "pseudonyms"] = Field("whole", description="with --archive: whole accounts or pseudonyms")
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: Any) -> Any:
+        names = [value] if isinstance(value, str) else value
+        return tuple(part for name in names for part in str(name).split(","))
 
     def ineffective_options(self) -> Iterator[str]:
         for name in ("use", "format", "files", "batch", "since", "until") if self.archive else ("people",):

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from instructgpt.label.db.database import Database
+from instructgpt.label.vocabulary import SecondFactorPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Settings:
     skips_to_review: int = 3
     idle_hours: int = 12
     absolute_days: int = 14
+    second_factor: SecondFactorPolicy = "optional"
 
     @property
     def base_path(self) -> str:

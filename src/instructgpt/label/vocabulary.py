@@ -11,5 +11,7 @@ ExportFileName = Literal["rankings", "demonstrations", "prompts", "comparisons",
 ExportFormat = Literal["jsonl", "parquet", "datasets"]
 ExportUse = Literal["training", "evaluation"]
 LabelImportFormat = Literal["auto", "instructgpt", "label-studio", "argilla"]
+SecondFactorPolicy = Literal["optional", "owners", "team"]
+"""Who must set up a second factor: nobody, owners, or owners and researchers."""
 MAX_COMPLETIONS = 9  # of a task, lettered A to I; the paper uses K = 4 to 9 (3.5)
 MAX_RATING = 7

@@ -92,3 +92,24 @@ def test_completions_get_random_ids_and_keep_what_refers_to_them(old_database):
     ((gold,),) = rows(old_database, "SELECT answer FROM gold")
     assert decoded(gold) == {name: rank for rank, name in enumerate(new_ids, 1)}
     assert migrate.compute_schema_diff(old_database.engine) == [], "the foreign keys are back"
+
+
+def test_names_get_their_key_and_two_forms_of_one_name_stay_apart(old_database, capsys):
+    names = ["Ada", "민수", "STRASSE", "straße", "Zoë", "Zoe\u0308", "Ｊｏ"]
+    for number, name in enumerate(names):
+        insert(
+            old_database, "person", id=f"p{number}", name=name, role="owner", status="active", pseudonym=f"l{number}"
+        )
+    old_database.upgrade()
+    found = rows(old_database, "SELECT name, name_key FROM person ORDER BY id")
+    assert found == [
+        ("Ada", "ada"),
+        ("민수", "민수"),
+        ("STRASSE", "strasse"),
+        ("straße 2", "strasse 2"),
+        ("Zoë", "zoë"),
+        ("Zoe\u0308 2", "zoë 2"),
+        ("Ｊｏ", "jo"),
+    ]
+    assert "the later one is now 'straße 2'" in capsys.readouterr().out
+    assert migrate.compute_schema_diff(old_database.engine) == []

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import secrets
+import unicodedata
 from collections.abc import Sequence
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from instructgpt.label.auth import rate_limits
+from instructgpt.label.auth import rate_limits, second_factor
 from instructgpt.label.auth.dependencies import is_session_valid
-from instructgpt.label.auth.passwords import hash_password, needs_rehash, verify_password
+from instructgpt.label.auth.passwords import HASHING_POOL, hash_password, rehash_if_outdated, verify_password
 from instructgpt.label.auth.tokens import generate_token, hash_token
 from instructgpt.label.context import Settings, Site
 from instructgpt.label.db import audit_log
-from instructgpt.label.db.models import Invite, Person, UserSession, current_time_ms
+from instructgpt.label.db.models import Invite, Person, SignInChallenge, UserSession, current_time_ms
 from instructgpt.label.db.models.base import DAY_MS
-from instructgpt.label.db.models.people import PersonRole, PersonStatus
+from instructgpt.label.db.models.people import PersonRole, PersonStatus, normalize_name
 from instructgpt.label.errors import SiteError
 from instructgpt.records import Cohort
 
 _SETUP_NOTE = "set-up"
 SETUP_DAYS, INVITE_DAYS, RESET_DAYS = 7, 14, 2  # validity of links
 _MAX_NAME_LENGTH = 100
+_INVISIBLE_LETTERS = "\u115f\u1160\u3164\uffa0\u2800"  # fillers, which Unicode counts as printable
+_CHALLENGE_MS, _MAX_CODE_ATTEMPTS = 5 * 60_000, 5
 # Declined, paused and withdrawn people can sign in, to see their data.
 _CANNOT_SIGN_IN_STATUSES: tuple[PersonStatus, ...] = ("erased",)
 
@@ -36,6 +39,7 @@ def create_person(
     role: PersonRole,
     *,
     password: str | None = None,
+    password_hash: str | None = None,
     email: str | None = None,
     cohort: Cohort | None = None,
     status: PersonStatus | None = None,
@@ -48,16 +52,17 @@ def create_person(
         name: sign-in name; whitespace is normalized.
         cohort: of labelers; None means `training`.
         password: None creates an account that cannot sign in before a reset link is used.
+        password_hash: of a password that was hashed before the transaction.
         status: None follows the cohort: training labelers start in screening, held-out ones do not (paper, B.1).
         caller_id: for the audit log.
 
     Raises:
         SiteError: the name is invalid or taken, or the password has a wrong length.
     """
-    name = " ".join(name.split())
-    if not name or len(name) > _MAX_NAME_LENGTH or any(not character.isprintable() for character in name):
+    name = unicodedata.normalize("NFC", " ".join(name.split()))
+    if not name or len(name) > _MAX_NAME_LENGTH or any(not _is_visible(character) for character in name):
         raise SiteError(422, "bad_name", most=_MAX_NAME_LENGTH)
-    if db.scalar(select(Person.id).where(func.lower(Person.name) == name.lower())):
+    if _find_person_by_name(db, name) is not None:
         raise SiteError(409, "name_taken")
     if role == "labeler":
         cohort = cohort or "training"
@@ -65,7 +70,7 @@ def create_person(
     person = Person(
         name=name,
         email=(email or "").strip() or None,
-        password_hash=hash_password(password) if password is not None else None,
+        password_hash=password_hash or (hash_password(password, name=name) if password is not None else None),
         role=role,
         status=status or initial_status,
         cohort=cohort if role == "labeler" else None,
@@ -79,8 +84,12 @@ def create_person(
     return person
 
 
+def _is_visible(character: str) -> bool:
+    return character.isprintable() and character not in _INVISIBLE_LETTERS
+
+
 def _find_person_by_name(db: Session, name: str) -> Person | None:
-    return db.scalars(select(Person).where(func.lower(Person.name) == " ".join(name.split()).lower())).first()
+    return db.scalars(select(Person).where(Person.name_key == normalize_name(name))).first()
 
 
 def set_person_role(db: Session, person: Person, role: PersonRole, caller_id: str) -> None:
@@ -161,10 +170,27 @@ def _revoke_setup_links(db: Session, now_ms: int) -> None:
 
 def lock_invite(db: Session, token: str, now_ms: int) -> Invite:
     """Lock and return the invite of a token; raise SiteError `bad_link` if unknown, used up, revoked or expired."""
-    row = db.scalars(select(Invite).where(Invite.token_hash == hash_token(token)).with_for_update()).first()
-    if row is None or row.revoked_at is not None or row.expires_at <= now_ms or row.uses >= row.max_uses:
+    row = find_valid_invite(db, token, now_ms, lock=True)
+    if row is None:
         raise SiteError(404, "bad_link")
     return row
+
+
+def find_valid_invite(db: Session, token: str, now_ms: int, *, lock: bool = False) -> Invite | None:
+    """Return the invite of a token; None if unknown, used up, revoked or expired."""
+    statement = select(Invite).where(Invite.token_hash == hash_token(token), Invite.revoked_at.is_(None))
+    statement = statement.where(Invite.expires_at > now_ms, Invite.uses < Invite.max_uses)
+    return db.scalars(statement.with_for_update() if lock else statement).first()
+
+
+def hash_for_invite(site: Site, token: str, name: str, password: str) -> str:
+    """Return the hash of the password that comes with a valid link; raise SiteError as `redeem_invite`."""
+    with site.database.read() as db:
+        row = find_valid_invite(db, token, current_time_ms())
+        if row is None:
+            raise SiteError(404, "bad_link")
+        person = db.get(Person, row.person_id) if row.person_id else None
+    return hash_password(password, name=person.name if person else name)
 
 
 def redeem_invite(
@@ -173,23 +199,36 @@ def redeem_invite(
     name: str,
     password: str,
     *,
+    password_hash: str | None = None,
     email: str | None = None,
     language: str = "en",
     now_ms: int | None = None,
 ) -> Person:
-    """Use an invite: create its account, or set the password of a reset link's person; raise SiteError."""
+    """Use an invite: create its account, or set the password of a reset link's person; raise SiteError.
+
+    Args:
+        password_hash: from `hash_for_invite`, so that the transaction is short.
+    """
     now_ms = current_time_ms() if now_ms is None else now_ms
     row = lock_invite(db, token, now_ms)
     row.uses += 1
     if row.person_id is not None:
         person = db.get_one(Person, row.person_id)
-        _set_password(db, person, password)
+        _set_password(db, person, password_hash or hash_password(password, name=person.name))
         return person
     if row.role == "owner" and row.note == _SETUP_NOTE and row.created_by is None:
         _revoke_setup_links(db, now_ms)
     caller_id = f"invite:{row.id}"
     person = create_person(
-        db, name, row.role, password=password, email=email, cohort=row.cohort, language=language, caller_id=caller_id
+        db,
+        name,
+        row.role,
+        password=password,
+        password_hash=password_hash,
+        email=email,
+        cohort=row.cohort,
+        language=language,
+        caller_id=caller_id,
     )
     person.invite_id = row.id
     return person
@@ -199,21 +238,32 @@ def redeem_invite(
 
 
 def sign_in_with_password(
-    site: Site, name: str, password: str, *, address: str, user_agent: str = "", cookie_token: str | None = None
+    site: Site,
+    name: str,
+    password: str,
+    *,
+    address: str,
+    code: str | None = None,
+    user_agent: str = "",
+    cookie_token: str | None = None,
 ) -> tuple[str, UserSession]:
     """Start a session and return (token for the cookie, row).
 
     Args:
         address: of the client, from `rate_limits.address_key`.
+        code: of the second factor, for people who have one.
         cookie_token: of the session that the new one replaces.
 
     Raises:
-        SiteError: 429 for too many attempts; 401 for a wrong name or password, with the same code and duration.
+        SiteError: 429 for too many attempts; 503 when too many sign in at once; 401 for a wrong name or password, with
+            the same code and duration; 401 `code_needed` (with `challenge`, for `answer_challenge`) or `wrong_code`.
     """
-    now_ms, normalized_name = current_time_ms(), " ".join(name.split()).lower()
+    if HASHING_POOL.is_full():  # before the transactions below, which an attack would make as often
+        raise SiteError(503, "busy", retry_after=2)
+    now_ms, key = current_time_ms(), normalize_name(name)
     by_address = (rate_limits.SIGN_IN_ADDRESS_LIMIT, address)
-    by_name_and_address = (rate_limits.SIGN_IN_LIMIT, f"{normalized_name} {address}")
-    by_name = (rate_limits.SIGN_IN_NAME_LIMIT, normalized_name)
+    by_name_and_address = (rate_limits.SIGN_IN_LIMIT, f"{key} {address}")
+    by_name = (rate_limits.SIGN_IN_NAME_LIMIT, key)
     with site.database.write() as db:
         person = _find_person_by_name(db, name)
         # A browser that this person has used is exempt from the limit by name, so that attacks from elsewhere cannot
@@ -226,23 +276,65 @@ def sign_in_with_password(
     # Hashing is slow on purpose and runs outside of any transaction.
     stored_hash = person.password_hash if person and person.status not in _CANNOT_SIGN_IN_STATUSES else None
     is_correct = verify_password(password, stored_hash)
-    new_hash = hash_password(password) if is_correct and stored_hash and needs_rehash(stored_hash) else None
+    new_hash = rehash_if_outdated(password, stored_hash) if is_correct and stored_hash else None
     with site.database.write() as db:
         person = _find_person_by_name(db, name)
         if not is_correct or person is None or person.password_hash != stored_hash:
-            if person is not None:
-                audit_log.append_entry(db, "nobody", "person.sign_in_failed", person.id)
-            failed = True
+            error: SiteError | None = SiteError(401, "wrong_password")
         else:
-            failed, person.password_hash = False, new_hash or stored_hash
+            error = _check_second_factor(db, person, code, now_ms)
+        if person is not None and error is not None and error.code != "code_needed":
+            audit_log.append_entry(db, "nobody", "person.sign_in_failed", person.id)
+        if person is not None and error is None:
+            person.password_hash = new_hash or stored_hash
             for limit in (by_address, by_name_and_address, by_name):
                 rate_limits.refund_token(db, *limit, now_ms)
-            replaced = UserSession.token_hash == hash_token(cookie_token or "")
-            db.execute(update(UserSession).where(replaced, UserSession.revoked_at.is_(None)).values(revoked_at=now_ms))
-            token_and_session = create_user_session(db, person, user_agent, now_ms)
-    if failed:
-        raise SiteError(401, "wrong_password")
-    return token_and_session
+            return _replace_user_session(db, person, user_agent, cookie_token, now_ms)
+    assert error is not None
+    raise error
+
+
+def _check_second_factor(db: Session, person: Person, code: str | None, now_ms: int) -> SiteError | None:
+    """Return the error of a missing or wrong code of a person whose password was right."""
+    if person.totp_secret is None:
+        return None
+    if code is not None:
+        return None if second_factor.use_code(person, code) else SiteError(401, "wrong_code")
+    db.execute(delete(SignInChallenge).where(SignInChallenge.expires_at <= now_ms))
+    token = generate_token()
+    db.add(SignInChallenge(token_hash=hash_token(token), person_id=person.id, expires_at=now_ms + _CHALLENGE_MS))
+    return SiteError(401, "code_needed", challenge=token)
+
+
+def answer_challenge(
+    site: Site, token: str, code: str, *, user_agent: str = "", cookie_token: str | None = None, **_: str
+) -> tuple[str, UserSession]:
+    """Start the session of a sign-in that waits for its code, and return (token for the cookie, row).
+
+    Raises:
+        SiteError: 401 `wrong_code`, or `challenge_over` after five minutes or five wrong codes.
+    """
+    now_ms = current_time_ms()
+    with site.database.write() as db:
+        statement = select(SignInChallenge).where(SignInChallenge.token_hash == hash_token(token)).with_for_update()
+        challenge = db.scalars(statement).first()
+        if challenge is None or challenge.expires_at <= now_ms or challenge.attempts >= _MAX_CODE_ATTEMPTS:
+            raise SiteError(401, "challenge_over")
+        person = db.get_one(Person, challenge.person_id, with_for_update={"key_share": True})
+        if person.status not in _CANNOT_SIGN_IN_STATUSES and second_factor.use_code(person, code):
+            db.delete(challenge)
+            return _replace_user_session(db, person, user_agent, cookie_token, now_ms)
+        challenge.attempts += 1
+        audit_log.append_entry(db, "nobody", "person.sign_in_failed", person.id)
+    raise SiteError(401, "wrong_code")
+
+
+def _replace_user_session(
+    db: Session, person: Person, user_agent: str, cookie_token: str | None, now_ms: int
+) -> tuple[str, UserSession]:
+    replaced = UserSession.token_hash == hash_token(cookie_token or "")
+    db.execute(update(UserSession).where(replaced, UserSession.revoked_at.is_(None)).values(revoked_at=now_ms))
+    return create_user_session(db, person, user_agent, now_ms)
 
 
 def create_user_session(
@@ -299,8 +391,8 @@ def list_active_sessions(db: Session, settings: Settings, person: Person, now_ms
     return [user_session for user_session in rows if is_session_valid(user_session, settings, now_ms)]
 
 
-def _set_password(db: Session, person: Person, password: str, except_session_id: str | None = None) -> None:
-    """Set a password and revoke the person's other sessions; raise SiteError for a wrong length."""
-    person.password_hash = hash_password(password)
-    revoke_user_sessions(db, person, except_session_id)
+def _set_password(db: Session, person: Person, password_hash: str) -> None:
+    """Set a password and revoke the person's sessions."""
+    person.password_hash = password_hash
+    revoke_user_sessions(db, person)
     audit_log.append_entry(db, person.id, "person.password", person.id)

@@ -63,7 +63,15 @@ class RequireRole:
             raise SiteError(403, "not_allowed")
         if principal.person.role == "labeler" and not principal.has_consented and not self.consent_optional:
             raise SiteError(403, "consent_needed")
+        if not self.consent_optional and needs_second_factor(get_site(request).settings, principal.person):
+            raise SiteError(403, "second_factor_needed")
         return principal
+
+
+def needs_second_factor(settings: Settings, person: Person) -> bool:
+    """Return whether the site demands a second factor that a person has not set up yet."""
+    roles = {"optional": (), "owners": ("owner",), "team": ("owner", "researcher")}[settings.second_factor]
+    return person.role in roles and person.totp_secret is None
 
 
 def require(*roles: PersonRole, scope: str | None = None, consent_optional: bool = False) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
+from sqlalchemy.orm import Session
 
 from instructgpt.config import SamplingOptions
 from instructgpt.errors import InputError
@@ -19,6 +20,7 @@ from instructgpt.label.configs import BatchConfig
 from instructgpt.label.context import Site
 from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import Batch
+from instructgpt.label.db.staging import try_out, write_in_portions
 from instructgpt.label.site_folder import open_site
 from instructgpt.label.tasks import batch_requests, batches
 from instructgpt.label.tasks.batch_requests import BatchSpec
@@ -57,19 +59,21 @@ def _sampling_arguments(config: BatchConfig) -> list[str]:
 
 def _create_batch(config: BatchConfig, site: Site, spec: BatchSpec, files: Mapping[str, Sequence[Path]]) -> list[str]:
     """Create the batch and return its summary; a dry run rolls the transaction back."""
-    with site.database.write() as db:
+
+    def create(db: Session) -> list[str]:
         batch = batch_requests.create_batch_from_spec(db, spec, files)
         workload = forecast.estimate_batch_workload(db, batch, config.hourly)
         summary = _format_summary(config, batch, workload)
         if config.dry_run:
-            db.rollback()
             return summary
         details = {"tasks": workload.tasks, "kind": batch.kind, "purpose": batch.purpose}
         audit_log.append_entry(db, "cli", "batch.made", batch.id, **details)
         if config.open:
             batches.mark_batch_open(db, batch)
             audit_log.append_entry(db, "cli", "batch.opened", batch.id)
-    return summary
+        return summary
+
+    return try_out(site.database, create) if config.dry_run else write_in_portions(site.database, create)
 
 
 def _batch_spec(config: BatchConfig) -> BatchSpec:

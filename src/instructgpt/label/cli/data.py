@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
+from sqlalchemy.orm import Session
 
 from instructgpt.errors import InputError
 from instructgpt.io import SkippedLines
@@ -19,6 +20,7 @@ from instructgpt.label.configs import LabelBackupConfig, LabelExportConfig, Labe
 from instructgpt.label.context import Site
 from instructgpt.label.db import audit_log
 from instructgpt.label.db.backup import back_up_database
+from instructgpt.label.db.staging import write_in_portions
 from instructgpt.label.exchange.archive import read_archive, write_archive
 from instructgpt.label.exchange.export_files import format_card_body, write_export
 from instructgpt.label.exchange.export_rows import EXPORT_FILES
@@ -52,8 +54,8 @@ def export_from_site(config: LabelExportConfig) -> None:
             archive_manifest = write_archive(site.database, config.out, config.people)
             exported, row_count = "archive", sum(entry["rows"] for entry in archive_manifest["tables"].values())
         else:
-            file_names = tuple(name for name in EXPORT_FILES if name in config.files.split(","))
-            if unknown_names := set(config.files.split(",")) - set(EXPORT_FILES):
+            file_names = tuple(name for name in EXPORT_FILES if name in config.files)
+            if unknown_names := set(config.files) - set(EXPORT_FILES):
                 raise InputError(f"--files: no file '{sorted(unknown_names)[0]}'; there are: {', '.join(EXPORT_FILES)}")
             export_filter = ExportFilter(use=config.use, batches=config.batch, since=config.since, until=config.until)
             card = format_card_body(site.database, export_filter) if config.format == "datasets" else ""
@@ -77,7 +79,7 @@ def backup_site(config: LabelBackupConfig) -> None:
 
 
 def import_into_site(config: LabelImportConfig) -> None:
-    """Import files or an archive in one transaction. Raises InputError."""
+    """Import files, beside running work, or an archive. Raises InputError and imports nothing."""
     with _site_context(config.site) as site:
         if config.archive is not None:
             manifest = read_archive(site.database, config.archive)
@@ -106,7 +108,8 @@ def _import_records(site: Site, config: LabelImportConfig, records: list[Located
     completions = [record for _, record in records if isinstance(record, Completion)]
     work_records = [row for row in records if isinstance(row[1], WORK_RECORD_TYPES)]
     policy = _parse_policy(config.policy)
-    with site.database.write() as db:
+
+    def import_all(db: Session) -> None:
         import_prompt_records(db, prompt_records, report)
         batch = None
         if completions:
@@ -130,6 +133,8 @@ def _import_records(site: Site, config: LabelImportConfig, records: list[Located
         ExternalSubmissionImporter(db, external_name, config.purpose, config.cohort, report).import_all(work_records)
         if prompt_records:
             audit_log.append_entry(db, "cli", "prompts.import", "", lines=len(prompt_records))
+
+    write_in_portions(site.database, import_all)
     report.counts = +report.counts
     return report
 

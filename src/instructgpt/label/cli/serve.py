@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -41,7 +42,7 @@ def serve(config: ServeConfig) -> None:
     """Serve a site until it is stopped; create it first if it does not exist."""
     if config.host not in ("127.0.0.1", "localhost", "::1") and config.public_url is None:
         print("the site is reachable from other machines without HTTPS: use a reverse proxy and set --public-url")
-    site = _open_site(config) if is_site_folder(config.site) else _create_site(config, public_url=config.public_url)
+    site = _open_site(config) if is_site_folder(config.site) else _create_site(config, config=config)
     try:
         _run_server(site, config)
     finally:
@@ -80,20 +81,24 @@ def _bind_socket(config: ServeConfig) -> socket.socket:
         ) from error
 
 
-def _create_site(config: SiteOptions, public_url: str | None = None) -> Site:
-    create_site_folder(config.site, config.database)
+def _serve_settings(config: ServeConfig) -> dict[str, Any]:
+    return {"public_url": config.public_url, "second_factor": config.second_factor}
+
+
+def _create_site(options: SiteOptions, config: ServeConfig | None = None) -> Site:
+    create_site_folder(options.site, options.database)
     try:
-        site = open_site(config.site, config.database, public_url=public_url)
+        site = open_site(options.site, options.database, **(_serve_settings(config) if config else {}))
         with site.database.write() as db:
             instructions.publish_default_texts(db)
     except InputError:  # without a usable database the folder is no site: the next attempt may choose another one
-        (config.site / site_folder.SITE_FILE_NAME).unlink()
+        (options.site / site_folder.SITE_FILE_NAME).unlink()
         raise
     return site
 
 
 def _open_site(config: ServeConfig) -> Site:
-    site = open_site(config.site, config.database, public_url=config.public_url)
+    site = open_site(config.site, config.database, **_serve_settings(config))
     with site.database.write() as db:
         instructions.publish_default_texts(db)
     return site

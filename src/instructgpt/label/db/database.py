@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from instructgpt.errors import InputError
 from instructgpt.label.db import migrate
+from instructgpt.label.errors import SiteError
 
 PRIVATE_FILE_MODE = 0o600
 _PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000", "temp_store=MEMORY")
 _WRITE_OPTION = "writes"  # execution option of a connection
 _RETRYABLE_SQLSTATES = ("40001", "40P01")  # PostgreSQL: serialization failure, deadlock
 _MAX_ATTEMPTS = 5
+_LOCK_TIMEOUT_S, _RETRY_AFTER_S = 10, 2
+_BUSY_SQLSTATES = (*_RETRYABLE_SQLSTATES, "55P03", "53300", "57P03")  # no lock, too many connections, starting up
 # 20 connections are kept and 20 more opened on demand; at most 40 threads answer requests.
 _POOL_OPTIONS: dict[str, Any] = {"pool_size": 20, "max_overflow": 20}
 
@@ -35,7 +40,7 @@ class Database:
         self.engine = create_database_engine(url)
         # SQLite has one writer at a time. Writers of this process queue on a lock, which wakes the next one at once,
         # instead of polling inside SQLite's busy timeout.
-        self._write_lock: AbstractContextManager[Any] = RLock() if self.is_sqlite else nullcontext()
+        self._write_lock = RLock() if self.is_sqlite else None
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -44,10 +49,21 @@ class Database:
             yield session
 
     @contextmanager
+    def lock_writers(self) -> Iterator[None]:
+        """Queue with the writers of this process; raise SiteError `busy` (503) after ten seconds. PostgreSQL: no-op."""
+        if self._write_lock is not None and not self._write_lock.acquire(timeout=_LOCK_TIMEOUT_S):
+            raise SiteError(503, "busy", retry_after=_RETRY_AFTER_S)
+        try:
+            yield
+        finally:
+            if self._write_lock is not None:
+                self._write_lock.release()
+
+    @contextmanager
     def write(self) -> Iterator[Session]:
         """Open a transaction that writes: committed at the end, rolled back on an exception."""
         with (
-            self._write_lock,
+            self.lock_writers(),
             self.engine.connect().execution_options(**{_WRITE_OPTION: True}) as connection,
             Session(connection, expire_on_commit=False) as session,
         ):
@@ -86,6 +102,16 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def is_busy(error: Exception) -> bool:
+    """Return whether an error of a database passes by itself: a lock that others hold, or no free connection."""
+    if isinstance(error, PoolTimeoutError):
+        return True
+    original = getattr(error, "orig", None)
+    if isinstance(original, sqlite3.OperationalError):
+        return "locked" in str(original) or "busy" in str(original)
+    return getattr(original, "sqlstate", None) in _BUSY_SQLSTATES
 
 
 def sqlite_url(path: Path) -> str:

@@ -23,12 +23,13 @@ from instructgpt.errors import InputError
 from instructgpt.io import atomic_directory, format_json_line, iter_lines, parse_json_object
 from instructgpt.label.db.database import Database
 from instructgpt.label.db.models import Base
+from instructgpt.label.db.models.people import normalize_name
 from instructgpt.label.exchange.export_files import sha256_file
 from instructgpt.label.exchange.selection import SUBMISSION_CHUNK_SIZE, snapshot
 
 _PeopleMode = Literal["pseudonyms", "whole"]
 _ARCHIVE_VERSION = 1
-_PERSONAL_TABLES = ("login", "invite", "api_key", "rate_bucket", "journal")
+_PERSONAL_TABLES = ("login", "challenge", "invite", "api_key", "rate_bucket", "journal")
 """Tables that a `pseudonyms` archive omits."""
 _INITIAL_TABLES = ("invite", "journal", "instructions", "consent_text", "rate_bucket")
 """Tables that have rows in a new site."""
@@ -59,7 +60,8 @@ def _write_table(db: Session, table: Table, path: Path, people: _PeopleMode) -> 
         for row in db.execute(statement).mappings():
             values = dict(row)
             if table.name == "person" and people == "pseudonyms":
-                values |= {"name": values["pseudonym"], "email": None, "password_hash": None}
+                values |= {"name": values["pseudonym"], "name_key": normalize_name(values["pseudonym"]), "email": None}
+                values |= {"password_hash": None, "totp_secret": None, "totp_step": None, "recovery_hashes": []}
             stream.write(format_json_line(values).encode("utf-8", "replace"))
             count += 1
         stream.flush()

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from instructgpt.errors import InputError
 from instructgpt.io import SkippedLines, iter_rows, skip_or_raise
-from instructgpt.label.db.models import CompletionRow, PromptRow, new_id
+from instructgpt.label.db.models import CompletionRow, PromptRow
 from instructgpt.label.exchange import third_party
 from instructgpt.label.exchange.third_party import RatedCompletion, ThirdPartyReader
 from instructgpt.label.tasks.ingest import (
@@ -177,7 +177,6 @@ def upsert_completion(db: Session, record: CompletionRecord) -> tuple[Completion
     if (existing := db.scalars(statement).first()) is not None:
         return existing, "unchanged"
     completion = CompletionRow(
-        id=new_id(),
         prompt_id=prompt.id,
         text=text,
         text_hash=text_hash(text),

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from instructgpt.label.auth import accounts
+from instructgpt.label.auth import accounts, second_factor
 from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import (
     ApiKey,
@@ -132,6 +132,7 @@ def erase_account(db: Session, person: Person, *, labels: bool, now_ms: int, ini
     db.execute(delete(Draft).where(Draft.assignment_id.in_(assignment_ids)))
     db.execute(delete(SurveyParticipation).where(SurveyParticipation.person_id == person.id))
     person.name, person.email, person.password_hash = f"erased-{secrets.token_hex(5)}", None, None
+    second_factor.disable_second_factor(person)
     person.status = "erased"
     db.flush()
     audit_log.append_entry(db, initiated_by, "privacy.erase", person.id, labels=labels)

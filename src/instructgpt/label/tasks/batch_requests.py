@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import subprocess
 import sys
 import tempfile
+import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
@@ -71,6 +74,11 @@ class BatchSpec(BaseModel):
         k = (self.k_least or 2, self.k_most or MAX_COMPLETIONS) if has_k else None
         fields = {"overlap", "cohort_share", "cohort_overlap", "gold_share", "repeat_share", "seed"}
         return batches.OverlapPolicy(k=k, **self.model_dump(include=fields))
+
+
+MAX_UNPACKED_BYTES, MAX_UPLOAD_LINE_BYTES = 256 << 20, 32 << 20
+"""Limits of an uploaded file. A JSON list on one line is one line."""
+_MAX_UPLOAD_READ_S, _MAX_PARQUET_ROWS = 20, 1_000_000
 
 
 def create_batch_from_spec(
@@ -186,9 +194,59 @@ def store_upload(folder: Path, name: str, data: BinaryIO) -> str:
         while block := data.read(1 << 20):
             digest.update(block)
             temporary_file.write(block)
+    try:
+        check_unpacked_size(Path(temporary_file.name), name)
+    except InputError:
+        Path(temporary_file.name).unlink()
+        raise
     token = f"{digest.hexdigest()}{suffix}"
     Path(temporary_file.name).replace(uploads_folder / token)
     return token
+
+
+def check_unpacked_size(path: Path, name: str) -> None:
+    """Raise InputError for an upload that unpacks to too much, has too long a line, or takes too long to read.
+
+    Args:
+        name: of the uploaded file, for the message.
+    """
+    hint = "import it on the server with 'instructgpt label import'"
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    if start == b"PAR1":
+        _check_parquet_size(path, name, hint)
+        return
+    total, line, deadline = 0, 0, time.monotonic() + _MAX_UPLOAD_READ_S
+    try:
+        with gzip.open(path, "rb") if start[:2] == b"\x1f\x8b" else path.open("rb") as unpacked:
+            while block := unpacked.read(1 << 20):
+                total += len(block)
+                head, *rest = block.split(b"\n")
+                longest = max(line + len(head), *map(len, rest), 0)
+                line = len(rest[-1]) if rest else line + len(head)
+                if total > MAX_UNPACKED_BYTES:
+                    raise InputError(f"{name}: unpacks to more than {MAX_UNPACKED_BYTES >> 20} MB; {hint}")
+                if longest > MAX_UPLOAD_LINE_BYTES:
+                    raise InputError(f"{name}: a line is longer than {MAX_UPLOAD_LINE_BYTES >> 20} MB; {hint}")
+                if time.monotonic() > deadline:
+                    raise InputError(f"{name}: takes longer than {_MAX_UPLOAD_READ_S} s to read; {hint}")
+    except (EOFError, zlib.error, OSError) as error:
+        raise InputError(f"{name}: cannot be unpacked ({error}); compress it again with gzip") from error
+
+
+def _check_parquet_size(path: Path, name: str, hint: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        metadata = pyarrow.parquet.ParquetFile(path).metadata
+    except pyarrow.ArrowException:
+        return  # reading it reports what is wrong
+    size = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+    if size > MAX_UNPACKED_BYTES or metadata.num_rows > _MAX_PARQUET_ROWS:
+        raise InputError(
+            f"{name}: unpacks to {size >> 20:,} MB and {metadata.num_rows:,} rows, too much for a page; {hint}"
+        )
 
 
 def get_upload(folder: Path, token: str) -> Path:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from instructgpt import __version__
 from instructgpt.errors import InputError
@@ -18,6 +22,8 @@ from instructgpt.label.web.pages import PAGE_ROUTERS as PAGES
 from instructgpt.label.web.public_address import PublicAddress
 from instructgpt.label.web.rendering import (
     LABEL_FOLDER,
+    TooLargePage,
+    on_database_error,
     on_http_error,
     on_server_error,
     on_site_error,
@@ -28,9 +34,23 @@ _MAX_BODY_BYTES = 64 * 2**20
 """Limit of a request's body, for uploads. Routers that need no sign-in set a lower one."""
 
 
+class _SiteApplication(FastAPI):
+    """The application with its outer layers, which also see what the framework answers by itself (413, 500)."""
+
+    def __init__(self, site: Site, **options: Any) -> None:
+        super().__init__(**options)
+        self.state.site = site
+        pages = TooLargePage(super().__call__)
+        self._outer_layer = SecurityHeaders(PublicAddress(pages, site.settings.public_url), site.settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._outer_layer(scope, receive, send)
+
+
 def create_app(site: Site) -> FastAPI:
     """Create the application of a site."""
-    app = FastAPI(
+    app = _SiteApplication(
+        site,
         title="instructgpt labelers' site",
         version=__version__,
         docs_url=None,
@@ -39,12 +59,10 @@ def create_app(site: Site) -> FastAPI:
         dependencies=[Depends(csrf_protect)],
         max_body_size=_MAX_BODY_BYTES,
     )
-    app.state.site = site
-    app.add_middleware(PublicAddress, public_url=site.settings.public_url)
-    app.add_middleware(SecurityHeaders, settings=site.settings)
     app.add_exception_handler(SiteError, on_site_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(SQLAlchemyError, on_database_error)
     app.add_exception_handler(Exception, on_server_error)
     app.mount("/static", StaticFiles(directory=LABEL_FOLDER / "static"), name="static")
     for router in (*API, *PAGES):

@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse
 from sqlalchemy.exc import IntegrityError
 
 from instructgpt.errors import InputError
-from instructgpt.label.auth import rate_limits
+from instructgpt.label.auth import accounts, rate_limits
 from instructgpt.label.auth.dependencies import Principal, get_site, session_cookie_name
 from instructgpt.label.context import Site
 from instructgpt.label.db import audit_log
@@ -47,13 +47,18 @@ def or_404(row: _RowT | None) -> _RowT:
     return row
 
 
-def limit_invite_attempts(request: Request) -> None:
-    """Raise SiteError `too_often` (429) when an address tried too many invitation links."""
-    address = client_info(request)["address"]
-    with get_site(request).database.write() as db:
-        allowed = rate_limits.consume_token(db, rate_limits.INVITE_LIMIT, address, current_time_ms())
-    if not allowed:
-        raise SiteError(429, "too_often")
+def check_invite_link(request: Request, token: str) -> None:
+    """Raise SiteError `bad_link` (404) for an invalid link, or `too_often` (429) when an address tried too many.
+
+    Valid links cost no attempt: a whole team may join from one address.
+    """
+    database, now_ms = get_site(request).database, current_time_ms()
+    with database.read() as db:
+        if accounts.find_valid_invite(db, token, now_ms) is not None:
+            return
+    with database.write() as db:
+        allowed = rate_limits.consume_token(db, rate_limits.INVITE_LIMIT, client_info(request)["address"], now_ms)
+    raise SiteError(404, "bad_link") if allowed else SiteError(429, "too_often")
 
 
 def client_info(request: Request) -> dict[str, str]:

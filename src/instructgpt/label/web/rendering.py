@@ -12,10 +12,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from instructgpt.label import safe_text
 from instructgpt.label.auth.dependencies import Principal, get_current_principal, get_site
+from instructgpt.label.db.database import is_busy
 from instructgpt.label.errors import SiteError
 from instructgpt.label.i18n import Translator, list_languages, load_translator, negotiate_language
 from instructgpt.label.markdown import render_markdown
@@ -23,7 +27,12 @@ from instructgpt.label.web import charts
 from instructgpt.label.web.public_address import prefix_links
 
 LABEL_FOLDER = Path(__file__).parent
-_REQUIRED_PAGES = {"sign_in": "/sign-in", "consent_needed": "/consent", "read_instructions": "/instructions/{purpose}"}
+_REQUIRED_PAGES = {
+    "sign_in": "/sign-in",
+    "consent_needed": "/consent",
+    "second_factor_needed": "/account/second-factor",
+    "read_instructions": "/instructions/{purpose}",
+}
 """Error code to the page where the visitor can do what is missing."""
 _TEMPLATES = Environment(
     loader=FileSystemLoader(LABEL_FOLDER / "templates"),
@@ -41,6 +50,7 @@ _TEMPLATES.filters |= {
     "browser": safe_text.format_user_agent,
 }
 
+_RETRY_AFTER_S = 2
 LANGUAGE_COOKIE, THEME_COOKIE = "language", "theme"
 THEMES = ("auto", "light", "dark")
 
@@ -99,16 +109,26 @@ def on_site_error(request: Request, error: Exception) -> Response:
     except SiteError:  # a bad API key must not raise again while its own error is rendered
         request.state.principal = Principal()
     message = translate_error(request, error)
+    headers = {"Retry-After": str(error.values["retry_after"])} if "retry_after" in error.values else {}
     if request.url.path.startswith("/api/"):
         content = {"error": error.code, "message": message, "detail": error.values}
-        return JSONResponse(content, status_code=error.status)
+        return JSONResponse(content, status_code=error.status, headers=headers)
     next_path = _REQUIRED_PAGES.get(error.code, "").format(**error.values)
     if error.code == "sign_in" and request.method == "GET":
         path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         next_path += "?" + urlencode({"next": path})
-    return render_page(
-        request, "error.html", status=error.status, message=message, code=error.code, next_path=next_path
+    is_repeated = error.status == 503 and request.method == "GET"
+    page = render_page(
+        request,
+        "error.html",
+        status=error.status,
+        message=message,
+        code=error.code,
+        next_path=next_path,
+        repeat_after=error.values.get("retry_after") if is_repeated else None,
     )
+    page.headers.update(headers)
+    return page
 
 
 def on_validation_error(request: Request, error: Exception) -> Response:
@@ -125,6 +145,36 @@ def on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "no_such_method", 413: "too_large"}.get(error.status_code, "bad_request")
     return on_site_error(request, SiteError(error.status_code, code))
+
+
+def on_database_error(request: Request, error: Exception) -> Response:
+    """Answer 503 for a database that is busy for a moment; other errors are 500."""
+    if is_busy(error):
+        return on_site_error(request, SiteError(503, "busy", retry_after=_RETRY_AFTER_S))
+    raise error
+
+
+class TooLargePage:
+    """ASGI middleware that answers a body above the limit with the site's own page instead of the framework's text."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_replaced = False
+
+        async def replace_plain_answer(message: Message) -> None:
+            nonlocal is_replaced
+            if message["type"] == "http.response.start" and message["status"] == 413:
+                content_type = Headers(raw=message["headers"]).get("content-type", "")
+                is_replaced = content_type.startswith("text/plain")
+                if is_replaced:
+                    page = await run_in_threadpool(on_site_error, Request(scope), SiteError(413, "too_large"))
+                    await page(scope, receive, send)
+            if not is_replaced:
+                await send(message)
+
+        await self.app(scope, receive, replace_plain_answer)
 
 
 def on_server_error(request: Request, _: Exception) -> Response:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any, Literal
 
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, validates
 
 from instructgpt.label.db.models.base import Base, choices_constraint, current_time_ms, new_id
 from instructgpt.records import Cohort
@@ -20,6 +21,12 @@ PERSON_STATUSES: tuple[PersonStatus, ...] = ("screening", "active", "paused", "d
 
 PURPOSES = ("training", "evaluation")
 """Helpfulness comes first in training, truth and harmlessness in evaluation (paper, 3.4)."""
+
+
+def normalize_name(name: str) -> str:
+    """Return a name as sign-in compares it: NFKC and case folded, whitespace collapsed (Unicode 3.13, D147)."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return " ".join(folded.casefold().split())
 
 
 class Person(Base):
@@ -47,6 +54,26 @@ class Person(Base):
     sees_sensitive: Mapped[bool] = mapped_column(default=True)
     invite_id: Mapped[str | None]
     created_at: Mapped[int] = mapped_column(default=current_time_ms)
+    name_key: Mapped[str] = mapped_column(unique=True)
+    """The name as sign-in compares it, see `normalize_name`; set with the name."""
+    totp_secret: Mapped[str | None]  # of the second factor
+    totp_step: Mapped[int | None]  # the last step whose code was used: a code is valid once
+    recovery_hashes: Mapped[list[str]] = mapped_column(default=list)
+
+    @validates("name")
+    def _set_name_key(self, _: str, name: str) -> str:
+        self.name_key = normalize_name(name)
+        return name
+
+
+class SignInChallenge(Base):
+    """A sign-in whose password was right and whose second factor is awaited; only the token's SHA-256 is stored."""
+
+    __tablename__ = "challenge"
+    token_hash: Mapped[str] = mapped_column(primary_key=True)
+    person_id: Mapped[str] = mapped_column(ForeignKey("person.id"), index=True)
+    attempts: Mapped[int] = mapped_column(default=0)
+    expires_at: Mapped[int]
 
 
 class UserSession(Base):

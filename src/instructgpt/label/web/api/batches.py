@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from instructgpt.label.auth.dependencies import Principal, ReadScope, WriteScope, get_site
 from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import Assignment, Batch, CompletionRow, Person, PromptRow, Submission, Task
+from instructgpt.label.db.staging import write_in_portions
 from instructgpt.label.exchange.export_rows import prompt_fields
 from instructgpt.label.tasks import batches
 from instructgpt.label.tasks.submissions import read_submission_form
@@ -24,6 +25,7 @@ from instructgpt.records import Cohort, validate_record
 from instructgpt.records import Completion as CompletionRecord
 from instructgpt.records import Prompt as PromptRecord
 
+_MAX_RECORDS_AT_ONCE = 200  # of a batch that is created in one transaction
 router = APIRouter(prefix="/api/v1", tags=["service"])
 
 
@@ -102,7 +104,9 @@ def get_batch(request: Request, _: ReadScope, key: RowId) -> BatchOut:
 @router.post("/batches", status_code=201)
 def create_batch_endpoint(request: Request, principal: WriteScope, body: CreateBatchRequest) -> BatchOut:
     """Create a batch. With `open`, labelers get its tasks at once."""
-    with translate_errors(), get_site(request).database.write() as db:
+    database = get_site(request).database
+
+    def create(db: Session) -> BatchOut:
         prompt_fields = [prompt.model_dump(exclude_none=True, mode="json") for prompt in body.prompts]
         prompts = [validate_record(PromptRecord, fields) for fields in prompt_fields]
         completions = list(body.completions)
@@ -131,6 +135,12 @@ def create_batch_endpoint(request: Request, principal: WriteScope, body: CreateB
             batches.mark_batch_open(db, batch)
             audit_log.append_entry(db, caller_id(principal), "batch.open", batch.id)
         return _to_batch_out(db, batch)
+
+    with translate_errors():
+        if body.stored is not None or len(body.prompts) + len(body.completions) > _MAX_RECORDS_AT_ONCE:
+            return write_in_portions(database, create)
+        with database.write() as db:
+            return create(db)
 
 
 _InputRecords = tuple[list[PromptRecord], list[CompletionRecord]]

@@ -67,8 +67,10 @@ def change_password(
     def store_password() -> Response:
         if password != repeated:
             raise SiteError(422, "passwords_differ")
-        _check_password(request, principal, old)
-        password_hash = hash_password(password)  # slow on purpose: before the write transaction, not inside it
+        check_own_password(request, principal, old)
+        password_hash = hash_password(
+            password, name=principal.user.name
+        )  # slow on purpose: before the write transaction, not inside it
         with site.database.write() as db:
             person = db.get_one(Person, principal.user.id)
             person.password_hash = password_hash
@@ -130,7 +132,7 @@ def _end_own_work(
     """Withdraw or erase (`action`) after a check of the password."""
 
     def run() -> Response:
-        _check_password(request, principal, password)
+        check_own_password(request, principal, password)
         with get_site(request).database.write() as db:
             person = db.get_one(Person, principal.user.id)
             action(db, person, now_ms=current_time_ms(), initiated_by=person.id)
@@ -139,12 +141,13 @@ def _end_own_work(
     return _run_or_show_error(request, run)
 
 
-def _check_password(request: Request, principal: Principal, password: str) -> None:
+def check_own_password(request: Request, principal: Principal, password: str) -> None:
+    """Raise SiteError `wrong_own_password` (422) or `too_often` (429)."""
     with get_site(request).database.write() as db:
         allowed = rate_limits.consume_token(db, rate_limits.PASSWORD_LIMIT, principal.user.id, current_time_ms())
     if not allowed:
         raise SiteError(429, "too_often")
-    if not verify_password(password, principal.user.password_hash):
+    if not verify_password(password, principal.user.password_hash, patient=True):
         raise SiteError(422, "wrong_own_password")
 
 

@@ -15,8 +15,8 @@ from instructgpt.label.markdown import render_markdown
 from instructgpt.label.web.pages.appearance import local_path_or_root
 from instructgpt.label.web.params import (
     MAX_ANONYMOUS_BODY_BYTES,
+    check_invite_link,
     client_info,
-    limit_invite_attempts,
     set_session_cookie,
 )
 from instructgpt.label.web.rendering import get_translator, redirect, render_page, translate_error
@@ -53,8 +53,36 @@ def sign_in_from_form(
     try:
         token, _session = accounts.sign_in_with_password(site, name, password, **client_info(request))
     except SiteError as error:
-        return _render_sign_in_page(request, next, error.status, translate_error(request, error), name)
+        if error.code == "code_needed":
+            return _render_code_page(request, next, error.values["challenge"])
+        answer = _render_sign_in_page(request, next, error.status, translate_error(request, error), name)
+        if "retry_after" in error.values:
+            answer.headers["Retry-After"] = str(error.values["retry_after"])
+        return answer
     return set_session_cookie(redirect(local_path_or_root(next)), site, token)
+
+
+@router.post("/sign-in/code")
+def send_second_factor(
+    request: Request, _: AnyUser, challenge: _ShortText, code: _ShortText, next: Annotated[str, Form()] = "/"
+) -> Response:
+    """Finish a sign-in with the code of the second factor."""
+    site = get_site(request)
+    try:
+        token, _session = accounts.answer_challenge(site, challenge, code, **client_info(request))
+    except SiteError as error:
+        message = translate_error(request, error)
+        if error.code == "challenge_over":
+            return _render_sign_in_page(request, next, error.status, message)
+        return _render_code_page(request, next, challenge, error.status, message)
+    return set_session_cookie(redirect(local_path_or_root(next)), site, token)
+
+
+def _render_code_page(
+    request: Request, next: str, challenge: str, status: int = 200, error: str | None = None
+) -> Response:
+    next = local_path_or_root(next)
+    return render_page(request, "sign_in_code.html", status, next=next, challenge=challenge, error=error)
 
 
 def _render_sign_in_page(
@@ -77,7 +105,7 @@ def sign_out_from_form(request: Request, principal: SignedInUser) -> Response:
 
 @router.get("/invite/{token}")
 def show_invite_link(request: Request, _: AnyUser, token: str) -> Response:
-    limit_invite_attempts(request)
+    check_invite_link(request, token)
     return _render_invite_page(request, token)
 
 
@@ -94,17 +122,20 @@ def redeem_invite_from_form(
 ) -> Response:
     """Create the account, or set the new password, and sign in. `version`: of the consent text the person agreed to."""
     site, now_ms = get_site(request), current_time_ms()
-    limit_invite_attempts(request)
+    check_invite_link(request, token)
     try:
         if password != repeated:
             raise SiteError(422, "passwords_differ")
+        language = get_translator(request).language
+        options = {"password_hash": accounts.hash_for_invite(site, token, name, password), "language": language}
         with site.database.write() as db:
-            language = get_translator(request).language
-            person = accounts.redeem_invite(db, token, name, password, email=email, language=language, now_ms=now_ms)
+            person = accounts.redeem_invite(db, token, name, password, email=email, now_ms=now_ms, **options)
             if person.role == "labeler" and not consent.has_consented(db, person):
                 if version is None:
                     raise SiteError(422, "consent_missing")
                 consent.record_consent(db, person, version)
+            if person.totp_secret is not None:  # a reset link replaces the password, not the second factor
+                return redirect("/sign-in")
             user_agent = client_info(request)["user_agent"]
             session_token, _session = accounts.create_user_session(db, person, user_agent, now_ms)
     except SiteError as error:

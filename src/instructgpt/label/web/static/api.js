@@ -14,19 +14,30 @@ export class ApiError extends Error {
 // Browsers refuse keepalive bodies above 64 KiB in total; the copy in localStorage covers longer drafts.
 const MAX_KEEPALIVE_LENGTH = 20000;
 
+const MAX_REPEATS = 5;
+
+/** Fetch, again after the time that a busy server asks for (503): drafts, claims and submissions may be repeated. */
+export async function fetchAgainWhileBusy(url, options, timeoutMs = 30000) {
+  for (let repeats = 0; ; repeats += 1) {
+    const response = await fetch(url, { ...options, signal: AbortSignal.timeout(timeoutMs) });
+    if (response.status !== 503 || repeats === MAX_REPEATS || options.keepalive) return response;
+    const seconds = Number(response.headers.get("Retry-After")) || 2;
+    await new Promise((resolve) => setTimeout(resolve, 1000 * seconds * (0.5 + Math.random())));
+  }
+}
+
 /** Call the API and return its JSON. `keepalive`: the request outlives the page. Raises ApiError. */
 export async function callApi(method, path, body = null, { headers = {}, keepalive = false, timeoutMs = 15000 } = {}) {
   const requestBody = body === null ? null : JSON.stringify(body);
   let response;
   try {
-    response = await fetch(`${SITE_PATH}/api/v1/${path}`, {
+    response = await fetchAgainWhileBusy(`${SITE_PATH}/api/v1/${path}`, {
       method,
       body: requestBody,
       keepalive: keepalive && (requestBody === null || requestBody.length < MAX_KEEPALIVE_LENGTH),
       credentials: "same-origin",
-      signal: AbortSignal.timeout(timeoutMs),
       headers: { "Content-Type": "application/json", ...headers },
-    });
+    }, timeoutMs);
   } catch (error) {
     throw new ApiError(0, "unreachable", String(error));
   }

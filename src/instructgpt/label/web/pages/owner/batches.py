@@ -33,6 +33,7 @@ from instructgpt.label.db.models import (
     current_time_ms,
 )
 from instructgpt.label.db.models.submissions import Assignment
+from instructgpt.label.db.staging import try_out, write_in_portions
 from instructgpt.label.errors import SiteError, format_user_message
 from instructgpt.label.tasks import batch_requests, batches
 from instructgpt.label.tasks.batch_requests import BATCH_INPUT_FILES, BatchSpec
@@ -56,21 +57,26 @@ class _BatchFormInput:
 
     fields: Mapping[str, str]
     files: Mapping[str, tuple[str, str]]
+    error: str | None = None  # of an upload
 
 
 async def _read_batch_form(request: Request) -> _BatchFormInput:
     """Read the form and store its files on the server, so that a preview need not upload them twice."""
     folder = get_site(request).settings.folder
     files: dict[str, tuple[str, str]] = {}
+    error: str | None = None
     async with request.form(max_files=len(BATCH_INPUT_FILES), max_fields=60) as form:
         for name in BATCH_INPUT_FILES:
             upload, token = form.get(name), form.get(f"{name}_token")
             if isinstance(upload, UploadFile) and upload.filename:
-                token = await run_in_threadpool(batch_requests.store_upload, folder, upload.filename, upload.file)
-                files[name] = (token, upload.filename)
+                try:
+                    token = await run_in_threadpool(batch_requests.store_upload, folder, upload.filename, upload.file)
+                    files[name] = (token, upload.filename)
+                except InputError as refusal:
+                    error = str(refusal)
             elif isinstance(token, str) and token:
                 files[name] = (token, str(form.get(f"{name}_name") or token))
-        return _BatchFormInput({key: value for key, value in form.items() if isinstance(value, str)}, files)
+        return _BatchFormInput({key: value for key, value in form.items() if isinstance(value, str)}, files, error)
 
 
 _BatchForm = Annotated[_BatchFormInput, Depends(_read_batch_form)]
@@ -98,12 +104,14 @@ def show_batch_form(request: Request, _: TeamUser) -> Response:
 def preview_batch(request: Request, principal: TeamUser, form: _BatchForm) -> Response:
     """Create the batch, count its work, and roll everything back."""
     site, hourly_rate = get_site(request), parse_positive(form.fields.get("hourly", ""))
+
+    def create(db: Session) -> tuple[Any, dict[str, Any], forecast.Workload]:
+        batch = _create_batch(db, site.settings.folder, form, principal.user)
+        workload = forecast.estimate_batch_workload(db, batch, hourly_rate)
+        return _count_tasks_by_size(db, batch), batch.intake, workload
+
     try:
-        with site.database.write() as db:
-            batch = _create_batch(db, site.settings.folder, form, principal.user)
-            workload = forecast.estimate_batch_workload(db, batch, hourly_rate)
-            sizes, intake = _count_tasks_by_size(db, batch), batch.intake
-            db.rollback()
+        sizes, intake, workload = try_out(site.database, create)
     except InputError as error:
         return _render_batch_form(request, form, str(error))
     return _render_batch_form(request, form, None, workload, sizes, intake)
@@ -113,11 +121,15 @@ def preview_batch(request: Request, principal: TeamUser, form: _BatchForm) -> Re
 def create_batch_from_form(request: Request, principal: TeamUser, form: _BatchForm) -> Response:
     """Create the batch as a draft: labelers get its tasks when it is opened."""
     site, user = get_site(request), principal.user
+
+    def create(db: Session) -> Batch:
+        batch = _create_batch(db, site.settings.folder, form, user)
+        detail = {"tasks": batch.intake.get("tasks"), "kind": batch.kind, "purpose": batch.purpose}
+        audit_log.append_entry(db, user.id, "batch.made", batch.id, **detail)
+        return batch
+
     try:
-        with site.database.write() as db:
-            batch = _create_batch(db, site.settings.folder, form, user)
-            detail = {"tasks": batch.intake.get("tasks"), "kind": batch.kind, "purpose": batch.purpose}
-            audit_log.append_entry(db, user.id, "batch.made", batch.id, **detail)
+        batch = write_in_portions(site.database, create)
     except InputError as error:
         return _render_batch_form(request, form, str(error))
     for token, _ in form.files.values():
@@ -127,6 +139,8 @@ def create_batch_from_form(request: Request, principal: TeamUser, form: _BatchFo
 
 def _create_batch(db: Session, folder: Path, form: _BatchFormInput, creator: Person) -> Batch:
     """Create the batch of a form. Raises InputError, with the uploads' own file names."""
+    if form.error is not None:
+        raise InputError(form.error)
     fields = {name: value for name, value in form.fields.items() if value.strip()}
     values: dict[str, Any] = {name: fields[name] for name in BatchSpec.model_fields if name in fields}
     for name in _PERCENT_FIELDS:

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Form, Request, Response, UploadFile
 from fastapi.responses import FileResponse
 from pydantic import Field
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 from starlette.background import BackgroundTask
 
 from instructgpt.label.auth.dependencies import OwnerUser, get_site
@@ -21,6 +22,7 @@ from instructgpt.label.db import audit_log
 from instructgpt.label.db.backup import back_up_database
 from instructgpt.label.db.models import ApiKey, Batch, current_time_ms
 from instructgpt.label.db.models.base import DAY_MS
+from instructgpt.label.db.staging import write_in_portions
 from instructgpt.label.errors import SiteError
 from instructgpt.label.exchange import export_jobs
 from instructgpt.label.exchange.export_rows import EXPORT_FILES
@@ -34,6 +36,7 @@ from instructgpt.label.exchange.imports import (
 )
 from instructgpt.label.exchange.selection import ExportFilter
 from instructgpt.label.exchange.third_party import ThirdPartyReader
+from instructgpt.label.tasks.batch_requests import check_unpacked_size
 from instructgpt.label.vocabulary import MAX_RATING, ExportFileName, ExportFormat, ExportUse
 from instructgpt.label.web.params import RowId, or_404, send_export_file, translate_errors
 from instructgpt.label.web.rendering import redirect, render_page
@@ -122,6 +125,7 @@ def import_uploaded_file(
             shutil.copyfileobj(file.file, target, 1 << 20)
         try:
             with translate_errors():
+                check_unpacked_size(path, filename)
                 report = _import_file(get_site(request), path, reader, name, cohort, principal.user.id)
         except SiteError as error:
             if error.code != "bad_input":
@@ -133,17 +137,20 @@ def import_uploaded_file(
 def _import_file(
     site: Site, path: Path, reader: ThirdPartyReader, name: str, cohort: Cohort, importer_id: str
 ) -> ImportReport:
-    """Import a file's records in one transaction. Raises InputError."""
+    """Import a file's records beside running work. Raises InputError and imports nothing."""
     records = read_import_file(path, "auto", reader)
     report = ImportReport(left_out=reader.left_out)
     prompts = [(place, record) for place, record in records if type(record) is Prompt]
     completions = [(place, record) for place, record in records if type(record) is Completion]
     work = [(place, record) for place, record in records if isinstance(record, WORK_RECORD_TYPES)]
-    with site.database.write() as db:
+
+    def import_all(db: Session) -> None:
         import_prompt_records(db, prompts, report)
         import_completion_records(db, completions, report)
         ExternalSubmissionImporter(db, name, "training", cohort, report, importer_id).import_all(work)
         audit_log.append_entry(db, importer_id, "file.import", "", rows=len(records))
+
+    write_in_portions(site.database, import_all)
     return report
 
 
