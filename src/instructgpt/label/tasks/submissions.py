@@ -11,8 +11,10 @@ from sqlalchemy.orm import Session
 from instructgpt.label.context import Settings
 from instructgpt.label.db.models import (
     Assignment,
+    Batch,
     DemonstrationRow,
     Draft,
+    Person,
     PromptReview,
     PromptRow,
     RankingItem,
@@ -78,7 +80,7 @@ def submit_edit(
     if (previous := _find_by_key(db, locked, key)) is not None:
         return previous
     _check_form(db, task, form)
-    _check_editable(settings, locked, now_ms)
+    _check_editable(db, settings, locked, task, now_ms)
     replaced = _retire_current(db, locked, now_ms)
     submission = _insert_version(db, locked, task, form, key, now_ms, surplus=replaced.surplus)
     submission.invalid_reason = replaced.invalid_reason
@@ -89,7 +91,7 @@ def submit_edit(
 def undo_submission(db: Session, settings: Settings, assignment: Assignment, now_ms: int) -> Draft:
     """Undo a submission, reopen its task, and return the submission as its draft; raise SiteError (409)."""
     locked, task = lock_assignment(db, assignment)
-    _check_editable(settings, locked, now_ms)
+    _check_editable(db, settings, locked, task, now_ms)
     withdrawn = _retire_current(db, locked, now_ms)
     payload = read_submission_form(db, withdrawn).model_dump(mode="json")
     _withdraw_written_prompt(db, withdrawn, now_ms)
@@ -162,11 +164,14 @@ def _find_by_key(db: Session, assignment: Assignment, key: str) -> Submission | 
     return db.scalar(select(Submission).where(Submission.assignment_id == assignment.id, Submission.key == key))
 
 
-def _check_editable(settings: Settings, assignment: Assignment, now_ms: int) -> None:
+def _check_editable(db: Session, settings: Settings, assignment: Assignment, task: Task, now_ms: int) -> None:
     if assignment.state != "submitted":
         raise SiteError(409, "not_submitted")
     if now_ms > editable_until(settings, assignment):
         raise SiteError(409, "too_late_to_edit")
+    is_screening = db.get_one(Batch, task.batch_id).screening is not None
+    if is_screening and db.get_one(Person, assignment.person_id).status != "screening":
+        raise SiteError(409, "too_late_to_edit")  # the decision was made on these answers
 
 
 def _is_counted(assignment: Assignment, submission: Submission) -> bool:

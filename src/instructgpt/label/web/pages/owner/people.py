@@ -210,7 +210,7 @@ def _render_person_page(
             link=link,
             roles=PERSON_ROLES,
             names={row.id: row.name for row in db.scalars(select(Person).where(Person.role != "labeler"))},
-            parts=screening.get_screening_progress(db, person) if is_labeler else [],
+            parts=screening.get_screening_progress(db, person) if is_labeler and person.cohort == "training" else [],
             metrics=screening.compute_screening_metrics(db, person) if is_labeler else {},
             decisions=screening.list_decisions(db, person),
             sign_ins=accounts.list_active_sessions(db, site.settings, person, current_time_ms()),
