@@ -141,7 +141,7 @@ def rankings_file(folder: Path, count: int) -> Path:
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "instructgpt", "label", *map(str, arguments)]
+    return ["nice", "-n", "10", sys.executable, "-m", "instructgpt", "label", *map(str, arguments)]
 
 
 def prepare(folder: Path, labelers: int) -> list[str]:

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, repeat
 
 import httpx
 import pytest
@@ -18,6 +19,7 @@ from instructgpt.label.auth.passwords import hash_password
 from instructgpt.label.db import database
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks import batch_requests
+from instructgpt.label.web import rendering
 from instructgpt.label.web.pages.labeler import home
 
 DATABASES = ("sqlite",)
@@ -44,6 +46,7 @@ def blocked(monkeypatch):
     monkeypatch.setattr(passwords, "PASSWORD_HASHER", hasher)
     monkeypatch.setattr(passwords, "HASHING_POOL", passwords.HashingPool())
     monkeypatch.setattr(accounts, "HASHING_POOL", passwords.HASHING_POOL)
+    monkeypatch.setattr(rendering, "HASHING_POOL", passwords.HASHING_POOL)
     yield hasher
     hasher.release.set()
 
@@ -193,7 +196,7 @@ def test_an_upload_above_the_limit_is_answered_by_a_page(site):
 
 def test_a_busy_sign_in_repeats_itself_in_a_browser(running, browser, monkeypatch):  # noqa: F811
     add_person(running.site, "ada", password_hash=hash_password(GOOD))
-    refusals = iter([True, True, False])
+    refusals = chain([True, True], repeat(False))
     monkeypatch.setattr(passwords.HASHING_POOL, "is_full", lambda: next(refusals))
     page = browser.new_context().new_page()
     page.goto(f"{running.url}/sign-in")

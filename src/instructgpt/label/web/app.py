@@ -22,6 +22,7 @@ from instructgpt.label.web.pages import PAGE_ROUTERS as PAGES
 from instructgpt.label.web.public_address import PublicAddress
 from instructgpt.label.web.rendering import (
     LABEL_FOLDER,
+    BusySignIn,
     TooLargePage,
     on_database_error,
     on_http_error,
@@ -40,7 +41,7 @@ class _SiteApplication(FastAPI):
     def __init__(self, site: Site, **options: Any) -> None:
         super().__init__(**options)
         self.state.site = site
-        pages = TooLargePage(super().__call__)
+        pages = BusySignIn(TooLargePage(super().__call__))
         self._outer_layer = SecurityHeaders(PublicAddress(pages, site.settings.public_url), site.settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from instructgpt.label import safe_text
 from instructgpt.label.auth.dependencies import Principal, get_current_principal, get_site
+from instructgpt.label.auth.passwords import HASHING_POOL
 from instructgpt.label.db.database import is_busy
 from instructgpt.label.errors import SiteError
 from instructgpt.label.i18n import Translator, list_languages, load_translator, negotiate_language
@@ -51,6 +52,7 @@ _TEMPLATES.filters |= {
 }
 
 _RETRY_AFTER_S = 2
+_SIGN_IN_PATHS = ("/sign-in", "/api/v1/sign-in")
 LANGUAGE_COOKIE, THEME_COOKIE = "language", "theme"
 THEMES = ("auto", "light", "dark")
 
@@ -152,6 +154,28 @@ def on_database_error(request: Request, error: Exception) -> Response:
     if is_busy(error):
         return on_site_error(request, SiteError(503, "busy", retry_after=_RETRY_AFTER_S))
     raise error
+
+
+class BusySignIn:
+    """ASGI middleware that refuses sign-ins beyond the queue of hashes before a thread or the database is used."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_sign_in = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in _SIGN_IN_PATHS
+        if not (is_sign_in and HASHING_POOL.is_full()):
+            await self.app(scope, receive, send)
+            return
+        headers = {"Retry-After": str(_RETRY_AFTER_S)}
+        message = negotiate_language(Headers(scope=scope).get("accept-language", ""))("problem.busy")
+        answer: Response = HTMLResponse(
+            f"<!doctype html><main><p role=alert>{escape(message)}</p></main>", 503, headers
+        )
+        if scope["path"].startswith("/api/"):
+            detail = {"retry_after": _RETRY_AFTER_S}
+            answer = JSONResponse({"error": "busy", "message": message, "detail": detail}, 503, headers)
+        await answer(scope, receive, send)
 
 
 class TooLargePage:
