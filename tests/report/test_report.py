@@ -242,6 +242,71 @@ def test_a_paired_difference_decides_where_there_is_one():
     assert verdict([*apart, paired], claim) == "shown"
 
 
+def test_an_interval_without_width_decides_nothing():
+    rows = [row("preference", "win_rate_vs_sft", name, "training", 0.7, 0.6, 0.8) for name in ("ppo", "ppo_ptx")]
+    alike = row("difference", "preference/win_rate_vs_sft/training", "ppo_ptx", "ppo", 0.0, 0.0, 0.0)
+    assert verdict([*rows, alike], "hardly changes preference") == "not shown"
+    narrow = row("difference", "preference/win_rate_vs_sft/training", "ppo_ptx", "ppo", 0.0, -0.05, 0.05)
+    assert verdict([*rows, narrow], "hardly changes preference") == "shown"
+
+
+def test_one_of_many_comparisons_is_not_partly():
+    """Two of 1.96 standard errors above nothing among six tasks: luck; at 3.5 standard errors no longer."""
+
+    def tasks(errors):
+        rows = []
+        for index, distance in enumerate(errors):
+            rows += [row("tax", f"task_{index}", name, "", 0.5, 0.4, 0.6) for name in ("sft", "ppo", "ppo_ptx")]
+            gap = 0.01 * distance
+            ends = gap - 0.0196, gap + 0.0196
+            rows.append(row("difference", f"tax/task_{index}", "ppo_ptx", "ppo", gap, *ends))
+        return rows
+
+    claim = "repairs the loss"
+    assert verdict(tasks([2.2, 0, 0, 0, 0, 0]), claim) == "not shown"
+    assert verdict(tasks([3.5, 0, 0, 0, 0, 0]), claim) == "partly"
+    assert verdict(tasks([2.2] * 6), claim) == "shown"
+    (finding,) = [f for f in check_findings(Results.from_rows(tasks([3.5, 2.2, 0, 0, 0, 0]))) if claim in f.paper]
+    assert finding.evidence.startswith("2 of 6 comparisons hold")
+
+
+def test_bias_does_not_improve_needs_data():
+    def entropy(low, high):
+        rows = [row("bias", "entropy_bits", name, "", 0.5, 0.4, 0.6) for name in ("base", "ppo_ptx")]
+        return [*rows, row("difference", "bias/entropy_bits", "ppo_ptx", "base", (low + high) / 2, low, high)]
+
+    claim = "Bias does not improve"
+    assert verdict(entropy(-0.5, 0.5), claim) == "not shown"  # too few data show nothing
+    assert verdict(entropy(-0.2, 0.05), claim) == "shown"
+    assert verdict(entropy(0.15, 0.4), claim) == "opposite"
+
+
+def test_numbers_enter_with_their_error():
+    """Held-out accuracy 0.62 ± 0.04, training 0.70: within 0.1 only if the 0.70 is sure."""
+
+    def accuracies(training_error, *more):
+        numbers = (("training", 0.7, training_error), ("heldout", 0.66, 0.04))
+        return [row("reward_model", "pair_accuracy", "reward", c, x, x - e, x + e) for c, x, e in numbers] + [*more]
+
+    claim = "held-out labelers nearly as well"
+    assert verdict(accuracies(0.01), claim) == "shown"
+    assert verdict(accuracies(0.06), claim) == "not shown"
+    gap = row("reward_model", "pair_accuracy_heldout_minus_training", "reward", "", -0.04, -0.09, 0.01)
+    assert verdict(accuracies(0.06, gap), claim) == "shown"
+    length = row("reward_model", "length_baseline", "reward", "training", 0.66, 0.62, 0.7)
+    assert verdict(accuracies(0.03, length), "better than length") == "not shown"
+    paired = row("reward_model", "pair_accuracy_minus_length_baseline", "reward", "training", 0.04, 0.01, 0.07)
+    assert verdict(accuracies(0.03, length, paired), "better than length") == "shown"
+
+    def kept(sft_error):
+        rows = [row("tax", "translation", "sft", "", 0.5, 0.5 - sft_error, 0.5 + sft_error)]
+        rows += [row("tax", "translation", name, "", 0.49, 0.4, 0.6) for name in ("ppo", "ppo_ptx")]
+        return [*rows, row("difference", "tax/translation", "ppo_ptx", "sft", -0.01, -0.045, 0.025)]
+
+    assert verdict(kept(0.02), "nine tenths") == "shown"
+    assert verdict(kept(0.1), "nine tenths") == "not shown"
+
+
 def test_losing_means_more_loss_and_fewer_right_answers():
     def taxed(task, sft, ppo):
         return [

@@ -17,6 +17,12 @@ FindingVerdict = Literal["shown", "partly", "not shown", "opposite", "not measur
 _EQUIVALENCE_MARGIN = 0.1
 """Shares are equivalent if the interval of their difference lies within this margin; entropies in bits, too."""
 
+FALSE_FINDINGS_NOTE = (
+    "If all models were equal, about one report in nine would still call some finding shown, and one in five call one "
+    "partly."
+)
+"""Measured by `bench/coverage.py findings`."""
+
 _RL_MODELS = ("ppo", "ppo_ptx")
 
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from instructgpt.formatting import escape_control_chars
 from instructgpt.records import write_text_atomic
-from instructgpt.report.findings import Finding, check_findings
+from instructgpt.report.findings import FALSE_FINDINGS_NOTE, Finding, check_findings
 from instructgpt.report.inputs import RunFiles, read_results, read_run
 from instructgpt.report.naming import format_estimate, model_name, palette_css
 from instructgpt.report.results import Results
@@ -64,6 +64,7 @@ def _render_page(run: RunFiles) -> str:
         findings=[finding for finding in findings if finding.verdict != "not measured"],
         sections=sections,
         titles={section.id: section.title for section in sections},
+        findings_note=FALSE_FINDINGS_NOTE,
         missing=missing_evaluations(results) if run.name else missing_files(run),
         whole=not run.name,
         unread=run.unreadable_lines,

@@ -162,8 +162,8 @@ def summarize_agreement(cells: AgreementCells) -> Agreement:
 def agreement_by_labeler(cells: AgreementCells) -> list[LabelerAgreement]:
     """Compute each labeler's agreement with all others, lowest first.
 
-    Shares are shrunk by a beta-binomial model; counts are divided by the design effect, because pairs of one prompt are
-    dependent.
+    Shares are shrunk by a beta-binomial model; counts are divided by twice the design effect, because pairs of one
+    prompt are dependent, and every pair counts for both of its labelers.
     """
     labeler = np.concatenate([cells.first, cells.second])
     prompt = np.concatenate([cells.prompt, cells.prompt])
@@ -179,13 +179,13 @@ def agreement_by_labeler(cells: AgreementCells) -> list[LabelerAgreement]:
     if not len(active):
         return []
     share = np.divide(x, n, out=np.zeros(labeler_count), where=n > 0)
-    design_effect = _design_effect(concordant - shared * share[labeler], labeler, prompt, n, share)
+    dependence = 2 * _design_effect(concordant - shared * share[labeler], labeler, prompt, n, share)
     rows = [
         LabelerAgreement(cells.labelers[index], round(x[index]), pairs, float(share[index]), replace(estimate, n=pairs))
         for index, pairs, estimate in zip(
             active.tolist(),
             n[active].astype(int).tolist(),
-            beta_binomial_shrinkage(x[active] / design_effect, n[active] / design_effect),
+            beta_binomial_shrinkage(x[active] / dependence, n[active] / dependence),
             strict=True,
         )
     ]
