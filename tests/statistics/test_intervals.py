@@ -5,7 +5,6 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
-from statsmodels.stats.sandwich_covariance import cov_cluster_2groups
 
 from instructgpt.statistics import clustered, intervals
 
@@ -198,16 +197,28 @@ def test_wilson_is_that_of_statsmodels():
         intervals.wilson_interval(3, 2)
 
 
-def test_two_way_variance_is_that_of_statsmodels():
-    """Everybody judged everything: leaving out one of G equal clusters is the usual G / (G − 1)."""
+def test_one_way_variance_is_that_of_statsmodels():
+    """Clusters of one size: leaving out one of G is the usual G / (G − 1)."""
     rng = np.random.default_rng(7)
-    a, b = (index.ravel() for index in np.indices((30, 12)))
-    y = rng.normal(size=30)[a] + rng.normal(size=12)[b] + rng.normal(size=360)
-    ours = clustered.ratio_uncertainty(clustered.residuals(y, np.ones(360)), np.ones(360), a, b)
-    both, first, second = (
-        float(v[0, 0]) for v in cov_cluster_2groups(sm.OLS(y, np.ones(360)).fit(), a, b, use_correction=False)
-    )
-    assert ours.variance == pytest.approx(first * 30 / 29 + second * 12 / 11 - (first + second - both) * 360 / 359)
+    a = np.repeat(np.arange(30), 12)
+    y = rng.normal(size=30)[a] + rng.normal(size=360)
+    ours = clustered.ratio_uncertainty(clustered.residuals(y, np.ones(360)), np.ones(360), a)
+    theirs = sm.OLS(y, np.ones(360)).fit(cov_type="cluster", cov_kwds={"groups": a, "use_correction": False})
+    assert ours.variance == pytest.approx(theirs.bse[0] ** 2 * 30 / 29)
+    assert (ours.cluster_count, ours.degrees_of_freedom) == (30, pytest.approx(29))
+
+
+def test_two_way_variance_is_that_of_the_analysis_of_variance():
+    """Everybody judged everything once: the variance of the mean is (MS prompts + MS labelers − MS rest) / N."""
+    rng = np.random.default_rng(7)
+    table = rng.normal(size=(30, 1)) + 2 * rng.normal(size=(1, 12)) + rng.normal(size=(30, 12))
+    rows, columns = table.mean(1, keepdims=True), table.mean(0, keepdims=True)
+    by_row = 12 * rows.var(ddof=1)
+    by_column = 30 * columns.var(ddof=1)
+    rest = ((table - rows - columns + table.mean()) ** 2).sum() / (29 * 11)
+    a, b = (index.ravel() for index in np.indices(table.shape))
+    ours = clustered.ratio_uncertainty(clustered.residuals(table.ravel(), np.ones(360)), np.ones(360), a, b)
+    assert ours.variance == pytest.approx((by_row + by_column - rest) / 360, rel=0.06)
     assert (ours.cluster_count, ours.degrees_of_freedom) == (30, pytest.approx(11))
 
 

@@ -27,7 +27,7 @@ def test_sign_flips_of_single_votes_are_the_binomial_test():
 
 
 def test_wild_bootstrap_by_its_definition():
-    """Every combination of Webb's weights, the statistic from the rows anew each time."""
+    """Every combination of Webb's weights; the statistic from the rows anew each time, by its three jackknives."""
     rng = np.random.default_rng(0)
     prompt, labeler = (index.ravel() for index in np.indices((12, 3)))
     rows = rng.random(36) < 0.8  # not everybody judged everything
@@ -36,8 +36,11 @@ def test_wild_bootstrap_by_its_definition():
     ones = np.ones(len(prompt))
 
     def statistic(excess):
-        spread = clustered.ratio_uncertainty(clustered.residuals(excess, ones), ones, prompt, labeler)
-        return abs(excess.mean()) / np.sqrt(spread.variance)
+        by_prompt, by_labeler, by_cell = (
+            clustered.leave_one_out(clustered.residuals(excess, ones), ones, key, len(set(key)), len(key)).variance
+            for key in (prompt, labeler, np.arange(len(prompt)))
+        )
+        return abs(excess.mean()) / np.sqrt(max(by_prompt, by_cell) + max(by_labeler - by_cell, 0))
 
     webb = [sign * np.sqrt(size) for size in (0.5, 1, 1.5) for sign in (-1, 1)]
     drawn = [statistic((won - 0.5) * np.array(weights)[labeler]) for weights in product(webb, repeat=3)]

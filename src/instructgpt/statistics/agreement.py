@@ -18,15 +18,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from instructgpt.statistics.arrays import BoolArray, FloatArray, IntArray, cross_codes, unique_with_counts
+from instructgpt.statistics.arrays import BoolArray, FloatArray, IntArray, unique_with_counts
 from instructgpt.statistics.categorical_agreement import krippendorff_alpha
-from instructgpt.statistics.clustered import Uncertainty, combine_deletions, leave_one_out, residuals
+from instructgpt.statistics.clustered import CellDeletions, Uncertainty, combine_deletions, leave_one_out, residuals
 from instructgpt.statistics.intervals import (
     CORRELATION,
     NO_ESTIMATE,
     SHARE,
     ClusterSums,
     Estimate,
+    LabelerSums,
     jackknife,
     t_interval,
 )
@@ -246,14 +247,16 @@ def concordance(rankings: Sequence[HasRanks]) -> Concordance:
     w, chance, prompt_code, owner, labeler_code, removed = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
-    sums, ones = np.stack([w, np.ones_like(w)], axis=1), np.ones(len(removed))
+    prompt_index = unique_with_counts(prompt_code)[1]
+    position = np.zeros(int(prompt_code.max()) + 1, dtype=np.int64)
+    position[prompt_code] = prompt_index
+    sums = np.stack([w, np.ones_like(w)], axis=1)
     estimate = jackknife(
         sums.sum(0),
         _mean_of_sums,
         len(w),
-        ClusterSums.from_rows(sums, np.ones_like(w), unique_with_counts(prompt_code)[1]),
-        ClusterSums.from_rows(removed, ones, unique_with_counts(labeler_code)[1]),
-        ClusterSums.from_rows(removed, ones, cross_codes(owner, labeler_code)),
+        ClusterSums.from_rows(sums, np.ones_like(w), prompt_index),
+        LabelerSums(removed, np.ones(len(removed)), position[owner], labeler_code),
         SHARE,
     )
     return Concordance(estimate, float(chance.mean()))
@@ -353,13 +356,11 @@ def _dyadic_uncertainty(cells: AgreementCells, error: FloatArray, weight: FloatA
         for values, second_values in ((cells.first, cells.second), (prompt, prompt), (error, error), (weight, weight))
     )
     labeler = unique_with_counts(labeler)[1]
-    labeler_count = int(labeler.max()) + 1
-    cell = unique_with_counts(labeler_prompt * labeler_count + labeler)[1]
     total = float(weight.sum())
     return combine_deletions(
-        leave_one_out(error, weight, prompt),
-        leave_one_out(labeler_error, labeler_weight, labeler, total=total),
-        leave_one_out(labeler_error, labeler_weight, cell, total=total),
+        leave_one_out(error, weight, prompt, int(prompt.max()) + 1, total),
+        leave_one_out(labeler_error, labeler_weight, labeler, int(labeler.max()) + 1, total),
+        CellDeletions.from_errors(labeler_error, labeler_prompt, labeler),
         couples=bool(mixed.any()),
     )
 

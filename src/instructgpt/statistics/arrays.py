@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,16 @@ def unique_with_counts(keys: IntArray) -> tuple[IntArray, IntArray, IntArray]:
     return unique, inverse[keys], counts[unique]
 
 
-def cross_codes(a: IntArray, b: IntArray) -> IntArray:
-    """Return one number (N,) for each combination of two keys (N,) that occurs."""
-    return unique_with_counts(a * (int(b.max(initial=0)) + 1) + b)[1]
+class CrossedKeys(NamedTuple):
+    """Combinations of two keys that occur ("cells"): the number of each row's cell (N,), and each cell's keys (C,)."""
+
+    cell: IntArray
+    first: IntArray
+    second: IntArray
+
+
+def cross_keys(a: IntArray, b: IntArray) -> CrossedKeys:
+    """Cross two keys (N,)."""
+    size = int(b.max(initial=0)) + 1
+    keys, cell, _ = unique_with_counts(a * size + b)
+    return CrossedKeys(cell, keys // size, keys % size)

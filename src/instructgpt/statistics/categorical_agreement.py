@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from instructgpt.statistics.arrays import ClusterKeys, FloatArray, IntArray, cross_codes, factorize, unique_with_counts
+from instructgpt.statistics.arrays import ClusterKeys, FloatArray, IntArray, cross_keys, factorize, unique_with_counts
 from instructgpt.statistics.intervals import (
     CORRELATION,
     NO_ESTIMATE,
@@ -23,6 +23,7 @@ from instructgpt.statistics.intervals import (
     Bounds,
     ClusterSums,
     Estimate,
+    LabelerSums,
     jackknife,
 )
 
@@ -163,15 +164,15 @@ class _AnswerTable:
     ) -> Estimate:
         """Estimate a statistic of sums over units, from what each unit's counts (U, V) add to the sums (U, F)."""
         by_unit = parts(self.counts)
-        prompts = ClusterSums.from_rows(by_unit, weight(self.counts), unique_with_counts(self.clusters)[1])
-        labelers = cells = None
+        prompt = unique_with_counts(self.clusters)[1]
+        prompts = ClusterSums.from_rows(by_unit, weight(self.counts), prompt)
+        labelers = None
         if len(self.labeler):
             removed = by_unit[self.labeler_unit] - parts(self.counts[self.labeler_unit] - self.labeler_counts)
-            removed_weight = weight(self.labeler_counts)
-            labelers = ClusterSums.from_rows(removed, removed_weight, unique_with_counts(self.labeler)[1])
-            cell = cross_codes(self.clusters[self.labeler_unit], self.labeler)
-            cells = ClusterSums.from_rows(removed, removed_weight, cell)
-        return jackknife(by_unit.sum(0), statistic, int(self.counts.sum()), prompts, labelers, cells, bounds)
+            crossed = cross_keys(prompt[self.labeler_unit], self.labeler)
+            sums = ClusterSums.from_rows(removed, weight(self.labeler_counts), crossed.cell)
+            labelers = LabelerSums(sums.parts, sums.weight, crossed.first, crossed.second)
+        return jackknife(by_unit.sum(0), statistic, int(self.counts.sum()), prompts, labelers, bounds)
 
 
 def _count_answers(

@@ -17,13 +17,22 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from instructgpt.statistics.arrays import BoolArray, ClusterKeys, FloatArray, IntArray, cross_codes, factorize
+from instructgpt.statistics.arrays import (
+    BoolArray,
+    ClusterKeys,
+    FloatArray,
+    IntArray,
+    cross_keys,
+    factorize,
+    unique_with_counts,
+)
 from instructgpt.statistics.clustered import (
     Caution,
+    CellDeletions,
     Deletions,
     Uncertainty,
     combine_deletions,
-    leave_one_out,
+    ratio_deletions,
     ratio_uncertainty,
     residuals,
 )
@@ -122,11 +131,10 @@ def difference(first: Measurements, second: Measurements, bounds: Bounds | None 
     b = rest[0] if rest else None
     if len(np.unique(side)) < 2:
         return NO_ESTIMATE
-    cell = a if b is None else cross_codes(a, b)
+    cell = a if b is None else cross_keys(a, b).cell
     sides = [_Rows(y[mask], w[mask], side == index) for index, (y, w, mask) in enumerate(arrays)]
     values = [float(each.y.sum() / each.w.sum()) for each in sides]
-    by_key = [_difference_deletions(sides, key) for key in ((a,) if b is None else (a, b, cell))]
-    uncertainty = combine_deletions(by_key[0], *by_key[1:])
+    uncertainty = _difference_uncertainty(sides, a, b)
     n = len(np.intersect1d(cell[side == 0], cell[side == 1]))
     if bounds is None or uncertainty.cluster_count < 2:
         return t_interval(values[0] - values[1], uncertainty, n)
@@ -183,9 +191,18 @@ class ClusterSums:
     @classmethod
     def from_rows(cls, parts: FloatArray, weight: FloatArray, cluster: IntArray) -> Self:
         """Sum rows (N, F) and weights (N,) over clusters, (N,) numbers from 0."""
-        count = int(cluster.max(initial=-1)) + 1
-        columns = [np.bincount(cluster, weights=column, minlength=count) for column in parts.T]
-        return cls(np.stack(columns, axis=1), np.bincount(cluster, weights=weight, minlength=count).astype(np.float64))
+        return cls(_sum_rows(parts, cluster), np.bincount(cluster, weights=weight).astype(np.float64))
+
+
+@dataclass(frozen=True, slots=True)
+class LabelerSums:
+    """What leaving out labelers takes from the sums, a row a prompt of a labeler: parts (C, F), weight and keys (C,)."""
+
+    parts: FloatArray
+    weight: FloatArray
+    prompt: IntArray
+    """Position in the sums of prompts."""
+    labeler: IntArray
 
 
 def jackknife(
@@ -193,8 +210,7 @@ def jackknife(
     statistic: Callable[[FloatArray], FloatArray],
     n: int,
     prompts: ClusterSums,
-    labelers: ClusterSums | None = None,
-    cells: ClusterSums | None = None,
+    labelers: LabelerSums | None = None,
     bounds: Bounds | None = None,
 ) -> Estimate:
     """Compute a statistic of sums with its leave-one-cluster-out interval (Tukey, 1958).
@@ -203,25 +219,35 @@ def jackknife(
         total: (F,) sums.
         statistic: (..., F) sums -> (...), NaN where undefined.
         n: observations, for the record.
-        prompts, labelers, cells: see `clustered.combine_deletions`; a labeler counts in couples.
+        prompts, labelers: see `clustered.combine_deletions`; a labeler counts in couples.
         bounds: of the statistic.
     """
     value = float(statistic(total))
     if not math.isfinite(value):
         return NO_ESTIMATE
 
-    def deletions(sums: ClusterSums | None) -> Deletions | None:
-        if sums is None:
-            return None
-        change = statistic(total - sums.parts)
-        change = change[np.isfinite(change)]
-        weight = sums.weight[sums.weight > 0]
-        return Deletions(change - change.mean() if len(change) else change, weight / weight.sum())
+    def changes(parts: FloatArray) -> FloatArray:
+        change = statistic(total - parts)
+        finite = np.isfinite(change)
+        return np.asarray(change - (change[finite].mean() if finite.any() else 0.0))
 
-    by_prompt = deletions(prompts)
-    assert by_prompt is not None
-    uncertainty = combine_deletions(by_prompt, deletions(labelers), deletions(cells), couples=True)
-    return t_interval(value, uncertainty, n, bounds)
+    by_prompt = Deletions(changes(prompts.parts), prompts.weight / prompts.weight.sum(), np.ones(len(prompts.weight)))
+    if labelers is None:
+        return t_interval(value, combine_deletions(by_prompt, couples=True), n, bounds)
+    labeler = unique_with_counts(labelers.labeler)[1]
+    cells = CellDeletions(statistic(total - labelers.parts) - value, labelers.prompt, labeler)
+    weight = np.bincount(labeler, weights=labelers.weight)
+    change = changes(_sum_rows(labelers.parts, labeler))
+    sums = np.bincount(labeler, weights=np.nan_to_num(cells.change))
+    sums -= sums.mean()
+    squares = float((sums**2).sum())
+    scale = float((np.nan_to_num(change) * sums).sum()) / squares if squares > 0 else 1.0
+    by_labeler = Deletions(change, weight / weight.sum(), np.full(len(change), scale))
+    return t_interval(value, combine_deletions(by_prompt, by_labeler, cells, couples=True), n, bounds)
+
+
+def _sum_rows(rows: FloatArray, cluster: IntArray) -> FloatArray:
+    return np.stack([np.bincount(cluster, weights=column) for column in rows.T], axis=1)
 
 
 def t_quantile(degrees_of_freedom: float) -> float:
@@ -248,9 +274,15 @@ def _bounded_ends(value: float, deviation: float, t: float, clusters: float, bou
     return tuple(low + (high - low) * end for end in ends)  # type: ignore[return-value]
 
 
-def _difference_deletions(sides: Sequence[_Rows], key: IntArray) -> Deletions:
-    first, second = (leave_one_out(residuals(y, w), w, key[rows], int(key.max()) + 1) for y, w, rows in sides)
-    return first.minus(second)
+def _difference_uncertainty(sides: Sequence[_Rows], a: IntArray, b: IntArray | None) -> Uncertainty:
+    sizes = [int(key.max()) + 1 for key in (a, b) if key is not None]
+    (prompts, labelers, cells), (other_prompts, other_labelers, other_cells) = (
+        ratio_deletions(residuals(y, w), w, a[rows], None if b is None else b[rows], sizes) for y, w, rows in sides
+    )
+    prompts = prompts.minus(other_prompts)
+    if labelers is None or cells is None or other_labelers is None or other_cells is None:
+        return combine_deletions(prompts)
+    return combine_deletions(prompts, labelers.minus(other_labelers), cells.minus(other_cells))
 
 
 def _difference_ends(

@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 
-from instructgpt.statistics.arrays import FloatArray, IntArray, cross_codes, unique_with_counts
+from instructgpt.statistics.arrays import FloatArray, IntArray, cross_keys, unique_with_counts
 
 _RESAMPLES = 9_999
 _WEBB_WEIGHTS = np.sqrt([0.5, 1.0, 1.5])
@@ -94,7 +94,7 @@ class _TwoWayStatistic:
         self.count = int(scarce.max()) + 1
         self.by_cluster = np.bincount(scarce, weights=excess, minlength=self.count)
         self.forms = [
-            self._form(excess, share, scarce, key) for key in (scarce, numerous, cross_codes(scarce, numerous))
+            self._form(excess, share, scarce, key) for key in (scarce, numerous, cross_keys(scarce, numerous).cell)
         ]
 
     def _form(self, excess: FloatArray, share: FloatArray, scarce: IntArray, key: IntArray) -> FloatArray:
