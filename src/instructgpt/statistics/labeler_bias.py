@@ -1,7 +1,8 @@
 """Working habits of each labeler, with p-values: for a conversation with the labeler, never for an automatic decision.
 
-Every number also has an innocent explanation (hard prompts, a fast reader, uniformly bad completions). p-values are
-adjusted for the number of labelers (Holm).
+Every number also has an innocent explanation (hard prompts, a fast reader, uniformly bad completions). Labelers always
+differ a little, so the question is not whether one is like the others, but whether one more of the others would be so
+far out. p-values are adjusted for all labelers and habits together (Holm).
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import numpy as np
 from scipy import special
 
 from instructgpt.statistics.arrays import BoolArray, FloatArray, IntArray
+from instructgpt.statistics.shrinkage import predictive_p_value
 from instructgpt.statistics.significance import holm_correction
 
-_MIN_EXPECTED_COUNT = 5
+_MIN_OTHER_LABELERS = 3
+"""Fewer others do not say how much labelers differ."""
+_MIN_EXPECTED_COUNT = 2
 """Minimum expected count of a position for the chi-square test."""
 _HURRIED_RATIO = 0.25
 """A task is hurried below this fraction of the median time for the same number of completions."""
@@ -41,7 +45,7 @@ class PositionBias:
     """Expected counts without an effect of position."""
     chi_square: float | None
     p: float | None
-    """Trailing positions that expect fewer than five are pooled; None if one remains."""
+    """Neighboring positions are pooled until they expect two; None if one bin remains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class BiasTest:
     share: float | None
     baseline: float | None
     p: float | None
-    """p that the labeler does not differ, Holm-adjusted."""
+    """p that one more of the others would be as far out, Holm-adjusted; None with fewer than three others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +64,15 @@ class LabelerReport:
     rankings: int
     position: PositionBias
     ties: BiasTest
-    """Share of tied pairs, mean over rankings; Mann-Whitney test."""
+    """Share of tied pairs, mean over rankings; Student's t on the arcsine scale."""
     all_tied: BiasTest
-    """Share of fully tied rankings; Fisher's exact test."""
+    """Share of fully tied rankings; beta-binomial test."""
     same_rating: BiasTest
-    """Share of rated tasks with one rating for every completion; Fisher's exact test."""
+    """Share of rated tasks with one rating for every completion; beta-binomial test."""
     as_shown: BiasTest
     """Share of rankings identical to the presented order; `baseline` is chance, p is exact and one-sided."""
     hurried: BiasTest
-    """Share of timed tasks below a quarter of the median time; Fisher's exact test."""
+    """Share of timed tasks below a quarter of the median time; beta-binomial test."""
     pace: BiasTest
     """Median of task time over the median for the same K; `baseline` is the geometric mean of the others.
 
@@ -92,27 +96,25 @@ def labeler_reports(presented: Sequence[PresentedRanking]) -> list[LabelerReport
     pace = _paces(presented)
     hurried = np.where(np.isnan(pace), np.nan, pace < _HURRIED_RATIO)
     count = len(labelers)
-    tests_by_labeler = zip(
-        _holm_adjusted(_mann_whitney(tie_share, labeler_index, index) for index in range(count)),
-        *(
-            _holm_adjusted(_fisher(values, labeler_index, index) for index in range(count))
-            for values in (all_tied, same_rating)
-        ),
-        _holm_adjusted(
-            _order_test(order_probability[rows], unchanged_order[rows])
-            for rows in ((labeler_index == index) & (all_tied == 0) for index in range(count))
-        ),
-        _holm_adjusted(_fisher(hurried, labeler_index, index) for index in range(count)),
-        _holm_adjusted(_pace_tests(pace, labeler_index, count)),
-        strict=True,
-    )
+    rates = [[_rate_test(values, labeler_index, index) for index in range(count)] for values in (all_tied, same_rating)]
+    order = [
+        _order_test(order_probability[rows], unchanged_order[rows])
+        for rows in ((labeler_index == index) & (all_tied == 0) for index in range(count))
+    ]
+    columns = [
+        _tie_tests(tie_share, labeler_index, count),
+        *rates,
+        order,
+        [_rate_test(hurried, labeler_index, index) for index in range(count)],
+        _pace_tests(pace, labeler_index, count),
+    ]
     biases = [measure_position_bias([ranking.ranks for ranking in rankings]) for rankings in rankings_by_labeler]
-    p_values = holm_correction([bias.p for bias in biases])
+    adjusted = iter(holm_correction([test.p for column in (biases, *columns) for test in column]))
+    biases = [replace(bias, p=next(adjusted)) for bias in biases]
+    columns = [[replace(test, p=next(adjusted)) for test in column] for column in columns]
     return [
-        LabelerReport(labeler, len(rankings), replace(bias, p=p), *tests)
-        for labeler, rankings, bias, p, tests in zip(
-            labelers, rankings_by_labeler, biases, p_values, tests_by_labeler, strict=True
-        )
+        LabelerReport(labeler, len(rankings), bias, *tests)
+        for labeler, rankings, bias, *tests in zip(labelers, rankings_by_labeler, biases, *columns, strict=True)
     ]
 
 
@@ -149,11 +151,16 @@ def measure_position_bias(rankings: Iterable[Sequence[float]]) -> PositionBias:
 
 
 def _bins(expected: FloatArray) -> FloatArray:
-    """Return a pooling matrix (bins, positions) of 0 and 1."""
-    bins = np.eye(len(expected))
-    while len(bins) > 1 and (bins @ expected).min() < _MIN_EXPECTED_COUNT:
-        bins = np.concatenate([bins[:-2], bins[-2:].sum(0, keepdims=True)])
-    return bins
+    """Return a pooling matrix (bins, positions) of 0 and 1: neighbors together until each bin expects enough."""
+    bins: list[FloatArray] = []
+    for row in np.eye(len(expected)):
+        if bins and float(bins[-1] @ expected) < _MIN_EXPECTED_COUNT:
+            bins[-1] = bins[-1] + row
+        else:
+            bins.append(row)
+    if len(bins) > 1 and float(bins[-1] @ expected) < _MIN_EXPECTED_COUNT:
+        bins[-2:] = [bins[-2] + bins[-1]]
+    return np.array(bins).reshape(len(bins), len(expected))
 
 
 def _by_size(rankings: Sequence[Sequence[float]]) -> list[tuple[list[int], FloatArray]]:
@@ -206,36 +213,55 @@ def _mean(values: FloatArray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def _mann_whitney(values: FloatArray, labeler_index: IntArray, index: int) -> BiasTest:
-    """Compare means by the Mann-Whitney test with tie correction (normal approximation, two-sided)."""
+def _tie_tests(tie_share: FloatArray, labeler_index: IntArray, count: int) -> list[BiasTest]:
+    """Test each labeler's mean share of ties against the others' means."""
+    samples = [tie_share[labeler_index == index] for index in range(count)]
+    means = np.array([sample.mean() if len(sample) else np.nan for sample in samples])
+    slope = np.maximum(2 * np.sqrt(means * (1 - means)), 1e-3)  # of share by its arcsine scale
+    errors = [
+        float(sample.var()) / len(sample) / steepness**2 if len(sample) else 0.0
+        for sample, steepness in zip(samples, slope.tolist(), strict=True)
+    ]
+    p_values = _predictive_p_values(np.arcsin(np.sqrt(means)), np.array(errors))
+    return [
+        BiasTest(*(_mean(values) for values in _split_by_labeler(tie_share, labeler_index, index)), p)
+        for index, p in enumerate(p_values)
+    ]
+
+
+def _rate_test(values: FloatArray, labeler_index: IntArray, index: int) -> BiasTest:
+    """Test how often a labeler shows a habit against the others, who differ among themselves."""
     sample, rest = _split_by_labeler(values, labeler_index, index)
+    others = labeler_index[~np.isnan(values) & (labeler_index != index)]
+    counts = np.bincount(others).astype(np.float64)
+    successes = np.bincount(others, weights=rest)
+    members = counts > 0
     p = None
-    n, m = len(sample), len(rest)
-    if n and m:
-        _, inverse, counts = np.unique(np.concatenate([sample, rest]), return_inverse=True, return_counts=True)
-        midranks = np.cumsum(counts) - (counts - 1) / 2
-        u_statistic = float(midranks[inverse[:n]].sum()) - n * (n + 1) / 2
-        variance = n * m / 12 * (n + m + 1 - float((counts**3 - counts).sum()) / ((n + m) * (n + m - 1)))
-        if variance > 0:
-            p = min(1.0, 2 * float(special.ndtr(-abs(u_statistic - n * m / 2) / np.sqrt(variance))))
+    if len(sample) and members.sum() >= _MIN_OTHER_LABELERS:
+        p = predictive_p_value(float(sample.sum()), len(sample), successes[members], counts[members])
     return BiasTest(_mean(sample), _mean(rest), p)
 
 
-def _fisher(values: FloatArray, labeler_index: IntArray, index: int) -> BiasTest:
-    sample, rest = _split_by_labeler(values, labeler_index, index)
-    p = None
-    if len(sample) and len(rest):
-        yes, n, total = int(sample.sum()), len(sample), len(sample) + len(rest)
-        all_yes = yes + int(rest.sum())
-        possible = np.arange(max(0, n - (total - all_yes)), min(n, all_yes) + 1)
-        log_probability = _log_choose(all_yes, possible) + _log_choose(total - all_yes, n - possible)
-        probability = np.exp(log_probability - special.logsumexp(log_probability))
-        p = min(1.0, float(probability[probability <= probability[yes - possible[0]] * (1 + 1e-7)].sum()))
-    return BiasTest(_mean(sample), _mean(rest), p)
+def _predictive_p_values(values: FloatArray, errors: FloatArray) -> list[float | None]:
+    """Return, per labeler, Student's p that one more of the others would have so extreme a value.
 
-
-def _log_choose(n: int, k: FloatArray | IntArray) -> FloatArray:
-    return np.asarray(special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1))
+    Args:
+        values: (L,) on a scale where labelers are about normal; NaN where unknown.
+        errors: (L,) sampling variances; what the labeler's exceeds the others' is added to the spread.
+    """
+    p_values: list[float | None] = []
+    for index, value in enumerate(values.tolist()):
+        known = ~np.isnan(values)
+        known[index] = False
+        others, n = values[known], int(known.sum())
+        p = None
+        if n >= _MIN_OTHER_LABELERS and not np.isnan(value):
+            extra = max(0.0, float(errors[index] - errors[known].mean()))
+            spread = float(np.sqrt(others.var(ddof=1) * (1 + 1 / n) + extra))
+            if spread > 0:
+                p = 2 * float(special.stdtr(n - 1, -abs(value - others.mean()) / spread))
+        p_values.append(p)
+    return p_values
 
 
 def _order_test(order_probability: FloatArray, unchanged_order: BoolArray) -> BiasTest:
@@ -256,35 +282,15 @@ def _order_test(order_probability: FloatArray, unchanged_order: BoolArray) -> Bi
 
 
 def _pace_tests(pace: FloatArray, labeler_index: IntArray, count: int) -> list[BiasTest]:
-    """Test each labeler's median pace by Student's t on the log scale against the others."""
-    medians = np.array(
-        [
-            np.median(labeler_paces)
-            if len(labeler_paces := _split_by_labeler(pace, labeler_index, index)[0])
-            else np.nan
-            for index in range(count)
-        ]
-    )
+    """Test each labeler's median pace on the log scale against the others'."""
+    samples = [_split_by_labeler(pace, labeler_index, index)[0] for index in range(count)]
+    medians = np.array([np.median(sample) if len(sample) else np.nan for sample in samples])
+    logs = np.log(medians)
+    errors = np.array([np.pi / 2 * np.log(sample).var() / len(sample) if len(sample) else 0.0 for sample in samples])
     tests = []
-    for index, median in enumerate(medians.tolist()):
-        other_logs = np.log(np.delete(medians, index))
-        other_logs = other_logs[~np.isnan(other_logs)]
-        center, n = float(other_logs.mean()) if len(other_logs) else None, len(other_logs)
-        spread = float(other_logs.std(ddof=1)) * np.sqrt(1 + 1 / n) if n > 2 else 0.0
-        is_testable = center is not None and not np.isnan(median)
-        p = (
-            2 * float(special.stdtr(n - 1, -abs(np.log(median) - center) / spread))
-            if is_testable and spread > 0
-            else None
-        )
-        tests.append(
-            BiasTest(None if np.isnan(median) else median, None if center is None else float(np.exp(center)), p)
-        )
+    for index, (median, p) in enumerate(zip(medians.tolist(), _predictive_p_values(logs, errors), strict=True)):
+        others = np.delete(logs, index)
+        others = others[~np.isnan(others)]
+        baseline = float(np.exp(others.mean())) if len(others) else None
+        tests.append(BiasTest(None if np.isnan(median) else median, baseline, p))
     return tests
-
-
-def _holm_adjusted(tests: Iterable[BiasTest]) -> list[BiasTest]:
-    listed = list(tests)
-    return [
-        replace(habit, p=p) for habit, p in zip(listed, holm_correction([habit.p for habit in listed]), strict=True)
-    ]
