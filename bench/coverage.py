@@ -500,14 +500,27 @@ GROUPS: dict[str, Callable[[Generator, int], Iterator[Line]]] = {
 
 
 def format_table(lines: Sequence[Line]) -> str:
-    """Return a Markdown table: a row a number, setting and caution, with the range over designs and the extremes."""
-    rows = ["| number | setting | design: % of repetitions (Monte Carlo error) |", "|---|---|---|"]
+    """Return a Markdown table: a row a number and setting, with the range over designs and where its ends lie."""
+    head = "| number | setting | % of repetitions | lowest | highest | what `caution` marks |"
     groups: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
         groups.setdefault((line.name, line.setting), []).append(line)
-    for (name, setting), found in groups.items():
-        rows.append(f"| {name} | {setting} | {'; '.join(map(format_line, found))} |")
-    return "\n".join(rows)
+    return "\n".join([head, "|---|---|---|---|---|---|", *(_format_group(*item) for item in groups.items())])
+
+
+def _format_group(key: tuple[str, str], lines: Sequence[Line]) -> str:
+    marked = [line for line in lines if re.search("single|two", line.caution)]
+    plain = sorted((line for line in lines if line not in marked), key=lambda line: line.share) or marked
+    low, high = plain[0], plain[-1]
+    error = 100 * np.sqrt(max(low.share * (1 - low.share), 0.25 / low.repetitions) / low.repetitions)
+    cells = (
+        [*key, f"{100 * low.share:.1f} to {100 * high.share:.1f} (±{error:.1f})"]
+        if len(plain) > 1
+        else [*key, f"{100 * low.share:.1f} (±{error:.1f})"]
+    )
+    cells += [low.design, high.design] if len(plain) > 1 else [low.design, ""]
+    cells.append("; ".join(f"{line.design}: {100 * line.share:.0f}" for line in marked if line not in plain))
+    return f"| {' | '.join(cells)} |"
 
 
 def format_line(line: Line) -> str:

@@ -126,3 +126,13 @@ def test_scaling_bench_prints_selected_stages():
     )
     assert one[-2:] == ["1.0", "100%"]
     assert 1 < float(many[-2]) < 32  # a batch of 32 cannot keep more busy
+
+
+def test_coverage_bench_writes_its_table(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- coverage -->\nold\n<!-- /coverage -->\nafter\n", encoding="utf-8")
+    said = bench("coverage.py", "holm", "difference", "--repetitions", "2", "--write", str(page))
+    assert said.strip() in page.read_text(encoding="utf-8")
+    assert page.read_text(encoding="utf-8").startswith("before\n<!-- coverage -->\n| number | setting |")
+    assert page.read_text(encoding="utf-8").endswith("<!-- /coverage -->\nafter\n")
+    assert {"Holm, six equal models", "difference"} == {line.split(" | ")[0][2:] for line in said.splitlines()[2:]}
