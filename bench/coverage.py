@@ -39,6 +39,7 @@ Array = NDArray[np.float64]
 Generator = np.random.Generator
 COMPLETIONS = 4
 WORKLOAD_SHAPE = 0.7
+_MAX_DRAWN_LABELERS = 200
 NOMINAL = 0.95
 MODELS = ("a", "b", "c", "d", "e", "f")
 TAIL_LEVEL = 0.0033
@@ -57,6 +58,9 @@ class Design:
 
     def assign(self, rng: Generator) -> NDArray[np.int64]:
         """Draw who judges what: (P, m) labelers, no labeler twice in a row."""
+        if self.labelers > _MAX_DRAWN_LABELERS:  # as good as drawing, without a table of prompts and labelers
+            stride = np.arange(self.per_prompt) * (self.labelers // self.per_prompt)
+            return (rng.integers(self.labelers, size=(self.prompts, 1)) + stride) % self.labelers
         weight = rng.gamma(WORKLOAD_SHAPE, size=self.labelers) + 1e-9 if self.unequal else np.ones(self.labelers)
         order = np.log(weight) + rng.gumbel(size=(self.prompts, self.labelers))
         return np.argsort(-order, axis=1)[:, : self.per_prompt]
@@ -510,7 +514,7 @@ def format_table(lines: Sequence[Line]) -> str:
 
 def _format_group(key: tuple[str, str], lines: Sequence[Line]) -> str:
     marked = [line for line in lines if re.search("single|two", line.caution)]
-    plain = sorted((line for line in lines if line not in marked), key=lambda line: line.share) or marked
+    plain = sorted([line for line in lines if line not in marked] or marked, key=lambda line: line.share)
     low, high = plain[0], plain[-1]
     error = 100 * np.sqrt(max(low.share * (1 - low.share), 0.25 / low.repetitions) / low.repetitions)
     cells = (
