@@ -196,7 +196,10 @@ class ClusterSums:
 
 @dataclass(frozen=True, slots=True)
 class LabelerSums:
-    """What leaving out labelers takes from the sums, a row a prompt of a labeler: parts (C, F), weight and keys (C,)."""
+    """What leaving out labelers takes from the sums, a row a prompt of a labeler.
+
+    parts (C, F), weight and keys (C,).
+    """
 
     parts: FloatArray
     weight: FloatArray

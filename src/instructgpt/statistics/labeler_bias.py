@@ -109,7 +109,8 @@ def labeler_reports(presented: Sequence[PresentedRanking]) -> list[LabelerReport
         _pace_tests(pace, labeler_index, count),
     ]
     biases = [measure_position_bias([ranking.ranks for ranking in rankings]) for rankings in rankings_by_labeler]
-    adjusted = iter(holm_correction([test.p for column in (biases, *columns) for test in column]))
+    p_values = [bias.p for bias in biases] + [test.p for column in columns for test in column]
+    adjusted = iter(holm_correction(p_values))
     biases = [replace(bias, p=next(adjusted)) for bias in biases]
     columns = [[replace(test, p=next(adjusted)) for test in column] for column in columns]
     return [
@@ -223,18 +224,16 @@ def _tie_tests(tie_share: FloatArray, labeler_index: IntArray, count: int) -> li
         for sample, steepness in zip(samples, slope.tolist(), strict=True)
     ]
     p_values = _predictive_p_values(np.arcsin(np.sqrt(means)), np.array(errors))
-    return [
-        BiasTest(*(_mean(values) for values in _split_by_labeler(tie_share, labeler_index, index)), p)
-        for index, p in enumerate(p_values)
-    ]
+    splits = [_split_by_labeler(tie_share, labeler_index, index) for index in range(count)]
+    return [BiasTest(_mean(sample), _mean(rest), p) for (sample, rest), p in zip(splits, p_values, strict=True)]
 
 
 def _rate_test(values: FloatArray, labeler_index: IntArray, index: int) -> BiasTest:
     """Test how often a labeler shows a habit against the others, who differ among themselves."""
     sample, rest = _split_by_labeler(values, labeler_index, index)
-    others = labeler_index[~np.isnan(values) & (labeler_index != index)]
-    counts = np.bincount(others).astype(np.float64)
-    successes = np.bincount(others, weights=rest)
+    colleague = labeler_index[~np.isnan(values) & (labeler_index != index)]
+    counts = np.bincount(colleague).astype(np.float64)
+    successes = np.bincount(colleague, weights=rest).astype(np.float64)
     members = counts > 0
     p = None
     if len(sample) and members.sum() >= _MIN_OTHER_LABELERS:
@@ -251,15 +250,15 @@ def _predictive_p_values(values: FloatArray, errors: FloatArray) -> list[float |
     """
     p_values: list[float | None] = []
     for index, value in enumerate(values.tolist()):
-        known = ~np.isnan(values)
-        known[index] = False
-        others, n = values[known], int(known.sum())
+        in_reference = ~np.isnan(values)
+        in_reference[index] = False
+        reference, n = values[in_reference], int(in_reference.sum())
         p = None
         if n >= _MIN_OTHER_LABELERS and not np.isnan(value):
-            extra = max(0.0, float(errors[index] - errors[known].mean()))
-            spread = float(np.sqrt(others.var(ddof=1) * (1 + 1 / n) + extra))
+            extra = max(0.0, float(errors[index] - errors[in_reference].mean()))
+            spread = float(np.sqrt(reference.var(ddof=1) * (1 + 1 / n) + extra))
             if spread > 0:
-                p = 2 * float(special.stdtr(n - 1, -abs(value - others.mean()) / spread))
+                p = 2 * float(special.stdtr(n - 1, -abs(value - reference.mean()) / spread))
         p_values.append(p)
     return p_values
 
@@ -289,8 +288,8 @@ def _pace_tests(pace: FloatArray, labeler_index: IntArray, count: int) -> list[B
     errors = np.array([np.pi / 2 * np.log(sample).var() / len(sample) if len(sample) else 0.0 for sample in samples])
     tests = []
     for index, (median, p) in enumerate(zip(medians.tolist(), _predictive_p_values(logs, errors), strict=True)):
-        others = np.delete(logs, index)
-        others = others[~np.isnan(others)]
-        baseline = float(np.exp(others.mean())) if len(others) else None
+        reference = np.delete(logs, index)
+        reference = reference[~np.isnan(reference)]
+        baseline = float(np.exp(reference.mean())) if len(reference) else None
         tests.append(BiasTest(None if np.isnan(median) else median, baseline, p))
     return tests
