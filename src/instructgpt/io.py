@@ -14,14 +14,18 @@ import errno
 import gzip
 import io
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from instructgpt.errors import InputError, RunError, one_line
 
@@ -43,30 +47,44 @@ def skip_or_raise(location: str, error: Exception, skipped: SkippedLines | None)
     skipped.reasons.append(f"{location}: {error}")
 
 
-def iter_rows(path: Path | str, skipped: SkippedLines | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+def iter_rows(
+    path: Path | str, skipped: SkippedLines | None = None, split: str | None = None, *, keep_nulls: bool = False
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (location, JSON object) for every row of a file.
 
     Args:
         path: .jsonl; .csv or .tsv with a header; .txt (one document); .parquet; name or directory of a Hugging Face
             dataset. Any other file holds one object per line or one list of objects. All but Parquet may be gzipped.
         skipped: collects bad lines if it allows skipping; otherwise the first bad line is an error.
+        split: split of a dataset; "train" if not set.
+        keep_nulls: keep columns of datasets whose value is null; JSON lines always keep them.
 
     Raises:
         InputError: the file cannot be read, or a line is not a JSON object.
     """
     path = Path(path)
     name = path.name.removesuffix(".gz")
+    is_dataset = not (_is_readable_file(path) or name.endswith((".txt", ".csv", ".tsv", ".parquet", ".jsonl", ".json")))
+    if split is not None and not is_dataset:
+        raise InputError(f"--split {split}: {path} is one file; only data sets and their directories have splits")
     if name.endswith(".txt"):
         yield str(path), {"text": _read_text(path).strip("\n")}
     elif name.endswith((".csv", ".tsv")):
         yield from _iter_table_rows(path, skipped)
-    elif path.suffix == ".parquet" or not (_is_readable_file(path) or name.endswith((".jsonl", ".json"))):
-        for row_number, row in enumerate(_iter_dataset_rows(path), 1):
-            yield f"{path}: row {row_number}", json.loads(json.dumps(row, default=str), parse_constant=_parse_constant)
-    elif not name.endswith(".jsonl") and next(iter_lines(path), (0, ""))[1].lstrip().startswith("["):
+    elif path.suffix == ".parquet" or is_dataset:
+        raw_rows = _iter_dataset_rows(path, split) if is_dataset else _iter_parquet_rows(path)
+        for row_number, raw_row in enumerate(raw_rows, 1):
+            location = f"{path}: row {row_number}"
+            try:
+                row = {key: to_json_value(value, key) for key, value in raw_row.items()}
+            except ValueError as error:
+                skip_or_raise(location, error, skipped)
+            else:
+                yield location, row if keep_nulls else {key: item for key, item in row.items() if item is not None}
+    elif not name.endswith(".jsonl") and _holds_list(path):
         yield from _iter_list_items(path, skipped)
     else:
-        for row_number, line in iter_lines(path):
+        for row_number, line in iter_lines(path, skipped):
             try:
                 row = parse_json_object(line)
             except ValueError as error:
@@ -75,25 +93,37 @@ def iter_rows(path: Path | str, skipped: SkippedLines | None = None) -> Iterator
                 yield f"{path}:{row_number}", row
 
 
-def iter_lines(path: Path) -> Iterator[tuple[int, str]]:
+def iter_lines(path: Path, skipped: SkippedLines | None = None) -> Iterator[tuple[int, str]]:
     """Yield (number from 1, line) of a text file, plain or gzipped, without blank lines and byte order mark.
 
     Only a line feed ends a line; U+2028 inside a string does not.
 
     Raises:
-        InputError: the file is missing, not UTF-8, or a corrupt gzip file.
+        InputError: the file is missing, a corrupt gzip file, or has a line that is not UTF-8 and may not be skipped.
     """
     line_number = 0
     try:
         with _open_decompressed(path) as file:
             for line_number, raw_line in enumerate(file, 1):
-                line = (raw_line.removeprefix(codecs.BOM_UTF8) if line_number == 1 else raw_line).decode("utf-8")
+                line = _decode_line(raw_line, f"{path}:{line_number}", skipped)
+                if line_number == 1:
+                    line = line.removeprefix("\ufeff")
                 if line.strip():
                     yield line_number, line
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}:{line_number}: not UTF-8 text ({error.reason}); convert the file to UTF-8") from error
     except (EOFError, zlib.error, OSError) as error:
         raise InputError(f"{path}:{line_number + 1}: cannot be read ({error})") from error
+
+
+def _decode_line(raw_line: bytes, location: str, skipped: SkippedLines | None) -> str:
+    """Return a line as text; one that is not UTF-8 is skipped as blank, or an InputError."""
+    try:
+        return raw_line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        problem = f"not UTF-8 text ({error.reason}); convert the file to UTF-8"
+        if skipped is None:
+            raise InputError(f"{location}: {problem}") from error
+        skip_or_raise(location, ValueError(problem), skipped)
+        return ""
 
 
 def parse_json_object(line: str) -> dict[str, Any]:
@@ -104,63 +134,155 @@ def parse_json_object(line: str) -> dict[str, Any]:
     """
     try:
         row = json.loads(line, parse_constant=_parse_constant)
-        if _SURROGATE_ESCAPE.search(line):
-            row = _replace_surrogates(row)
+        if _NEEDS_NORMALIZATION.search(line) or line.count("[") + line.count("{") > _MAX_DEPTH:
+            row = to_json_value(row)
     except json.JSONDecodeError as error:
         is_truncated = error.msg.startswith("Unterminated") or error.pos >= len(line.rstrip())
         problem = f"{error.msg} at column {error.colno}" + (": the line is truncated" if is_truncated else "")
         raise ValueError(f"not valid JSON ({problem}); expected one JSON object per line") from error
     except RecursionError as error:
-        raise ValueError("nested too deeply; expected one JSON object per line") from error
+        raise ValueError(f"{_TOO_DEEP}; expected one JSON object per line") from error
+    except ValueError as error:
+        if "digits" in str(error):  # Python reads integers of up to 4300 digits
+            raise ValueError("a number has too many digits; expected one JSON object per line") from error
+        raise
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, found {type(row).__name__}")
     return row
 
 
+def _holds_list(path: Path) -> bool:
+    """Return whether the first line that is not blank begins a JSON list."""
+    with contextlib.suppress(EOFError, zlib.error, OSError), _open_decompressed(path) as file:
+        for raw_line in file:
+            if content := raw_line.removeprefix(codecs.BOM_UTF8).strip():
+                return bool(content.startswith(b"["))
+    return False  # also for a damaged file, which the reading that follows reports
+
+
 def _read_text(path: Path) -> str:
     for _ in iter_lines(path):
         pass  # raises with the number of the first line that is not UTF-8
-    with _open_decompressed(path) as file:
-        text: str = file.read().removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    return _read_escaped_text(path)
+
+
+def _read_escaped_text(path: Path) -> str:
+    """Return a file's text; bytes that are not UTF-8 become lone surrogates, so that only their row is bad."""
+    try:
+        with _open_decompressed(path) as file:
+            text: str = file.read().removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+    except (EOFError, zlib.error, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
     return text.replace("\r\n", "\n")
 
 
+_NOT_UTF8 = "not UTF-8 text; convert the file to UTF-8"
+_JSON_SPACE = re.compile(r"[ \t\n\r]*")
+
+
 def _iter_list_items(path: Path, skipped: SkippedLines | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        items = _replace_surrogates(json.loads(_read_text(path), parse_constant=_parse_constant))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); expected a list of objects") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: {error}") from error
-    for item_number, item in enumerate(items, 1):
-        if isinstance(item, dict):
-            yield f"{path}: item {item_number}", item
+    """Yield the items of a JSON list one by one: damage costs the items behind it, not those before."""
+    text, decoder, item_number, position = _read_escaped_text(path), json.JSONDecoder(), 0, 0
+
+    def skip_space(start: int) -> int:
+        match = _JSON_SPACE.match(text, start)
+        return match.end() if match else start
+
+    def next_token(start: int, expected: str) -> int:
+        start = skip_space(start)
+        if text[start : start + 1] not in tuple(expected):
+            raise json.JSONDecodeError(f"Expecting {' or '.join(expected)}", text, start)
+        return start
+
+    position = skip_space(next_token(0, "[") + 1)
+    while text[position : position + 1] != "]":
+        item_number += 1
+        location = f"{path}: item {item_number}"
+        try:
+            item, end = decoder.raw_decode(text, position)
+            separator = next_token(end, ",]")
+        except (ValueError, RecursionError) as error:
+            line_number = text.count("\n", 0, getattr(error, "pos", position)) + 1
+            problem = f"not valid JSON ({getattr(error, 'msg', error)}), so the list ends here"
+            skip_or_raise(f"{path}:{line_number}", ValueError(f"{problem}; expected a list of objects"), skipped)
+            return
+        try:
+            if _SURROGATE.search(text[position:end]):
+                raise ValueError(_NOT_UTF8)
+            item = to_json_value(item)
+            if not isinstance(item, dict):
+                raise ValueError(f"expected a JSON object, found {type(item).__name__}")
+        except ValueError as error:
+            skip_or_raise(location, error, skipped)
         else:
-            problem = ValueError(f"expected a JSON object, found {type(item).__name__}")
-            skip_or_raise(f"{path}: item {item_number}", problem, skipped)
+            yield location, item
+        position = skip_space(separator + 1) if text[separator] == "," else separator
+    if text[position + 1 :].strip():
+        skip_or_raise(f"{path}: after item {item_number}", ValueError("not valid JSON (text after the list)"), skipped)
 
 
 def _iter_table_rows(path: Path, skipped: SkippedLines | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield rows whose cells are text. A .csv is split at commas or semicolons, whichever the header has more of."""
-    text = _read_text(path)
+    text = _read_escaped_text(path)
     header = text.partition("\n")[0]
     delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else max(",;", key=header.count)
     csv.field_size_limit(2**31 - 1)  # the default limit of a cell is 128 KiB
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    columns: list[str] | None = None
+    line_number = 1
+    while True:
+        location = f"{path}:{line_number}"
+        try:
+            cells = next(reader)
+            if columns is not None and cells:
+                yield location, _parse_table_row(columns, cells)
+        except StopIteration:
+            return
+        except (csv.Error, ValueError) as error:
+            problem = f"not a valid table ({error}); is the file truncated?" if isinstance(error, csv.Error) else error
+            if columns is None:
+                raise InputError(f"{location}: {problem}") from error
+            skip_or_raise(location, ValueError(problem), skipped)
+        else:
+            if columns is None and cells:
+                columns = _parse_table_header(location, cells)
+        line_number = reader.line_num + 1
+
+
+def _parse_table_header(location: str, cells: list[str]) -> list[str]:
+    repeated = {name for name in cells if name and cells.count(name) > 1}
+    if repeated:
+        raise InputError(f"{location}: columns named twice: {', '.join(sorted(repeated))}; rename one")
+    if _SURROGATE.search("".join(cells)):
+        raise InputError(f"{location}: {_NOT_UTF8}")
+    return cells
+
+
+def _parse_table_row(columns: list[str], cells: list[str]) -> dict[str, Any]:
+    if len(cells) > len(columns):
+        raise ValueError(f"more cells than the {len(columns)} columns; quote the text")
+    if len(cells) < len(columns):
+        raise ValueError("fewer cells than columns; is the file truncated?")
+    for name, cell in zip(columns, cells, strict=True):
+        if _SURROGATE.search(cell):
+            raise ValueError(f"column '{name}': {_NOT_UTF8}")
+    # A column without a name is the index of a data frame.
+    return {name: cell for name, cell in zip(columns, cells, strict=True) if name}
+
+
+def _iter_parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield rows of a Parquet file. Binary cells stay bytes; the index of a data frame is left out."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    import pyarrow.parquet
+
     try:
-        for row in reader:
-            location = f"{path}:{reader.line_num}"
-            row.pop("", None)  # the unnamed index column of a data frame
-            if None in row:  # DictReader's key for surplus cells
-                columns = len(reader.fieldnames or ())
-                skip_or_raise(location, ValueError(f"more cells than the {columns} columns; quote the text"), skipped)
-            elif None in row.values():
-                problem = ValueError("fewer cells than columns; is the file truncated?")
-                skip_or_raise(location, problem, skipped)
-            else:
-                yield location, row
-    except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: not a valid table ({error}); is the file truncated?") from error
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    yield {key: value for key, value in row.items() if not key.startswith("__index_level_")}
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{path}: not a Parquet file that can be read ({one_line(error, 300)})") from error
 
 
 def is_missing_path(name: Path | str) -> bool:
@@ -175,28 +297,44 @@ def is_missing_path(name: Path | str) -> bool:
     return is_local or (len(path.parts) == 2 and path.parent.is_dir())
 
 
-def _iter_dataset_rows(path: Path) -> Iterator[dict[str, Any]]:
+def list_splits(path: Path | str) -> tuple[str, ...]:
+    """Return the splits of a dataset directory; none for a file or a directory without splits.
+
+    Raises InputError if the directory is no dataset.
+    """
+    return tuple(_load_splits(Path(path))) if Path(path).is_dir() else ()
+
+
+def _load_splits(path: Path) -> Mapping[str, Any]:
+    """Load a dataset by its splits; one without splits has the name "". Raises InputError."""
     if is_missing_path(path) or (len(path.parts) == 1 and path.suffix and not path.exists()):
         raise InputError(f"{path}: no such file or directory")
     import datasets
 
     datasets.disable_progress_bars()
     try:
-        if path.suffix == ".parquet":
-            dataset = datasets.load_dataset("parquet", data_files=str(path), split="train")
-        elif path.is_dir() and (path / "dataset_dict.json").exists():
-            dataset = datasets.load_from_disk(str(path))["train"]
-        elif path.is_dir() and (path / "dataset_info.json").exists():
+        if path.is_dir() and any((path / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
             dataset = datasets.load_from_disk(str(path))
         else:
-            dataset = datasets.load_dataset(str(path), split="train")
+            dataset = datasets.load_dataset(str(path))
     except Exception as error:  # datasets raises a dozen unrelated types
         raise InputError(
             f"{path}: neither a JSON-lines, CSV, text or Parquet file nor a dataset that loads "
             f"({type(error).__name__}: {one_line(error, 300)})"
         ) from error
-    for row in dataset:
-        yield {key: value for key, value in row.items() if value is not None}
+    return dataset if isinstance(dataset, Mapping) else {"": dataset}
+
+
+def _iter_dataset_rows(path: Path, split: str | None) -> Iterator[dict[str, Any]]:
+    splits = _load_splits(path)
+    if "" in splits:
+        if split is not None:
+            raise InputError(f"--split {split}: {path} has no splits")
+        split = ""
+    elif (split or "train") not in splits:
+        wish = f"--split {split}: {path} has no such split" if split else f"{path}: has no split 'train'"
+        raise InputError(f"{wish}; it has {', '.join(map(str, splits))}; name one with 'data import --split NAME'")
+    yield from splits[split if split is not None else "train"]
 
 
 def _open_decompressed(path: Path) -> gzip.GzipFile | Any:
@@ -232,18 +370,52 @@ def _copy_pipe(path: Path) -> Path:
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_NEEDS_NORMALIZATION = re.compile(r"\\u[dD][89a-fA-F]|\d[eE]\+?\d{3}")
+"""A surrogate escape, or a number that may exceed a float."""
+
+_MAX_DEPTH = 100
+"""Levels of nesting; pydantic writes up to 255."""
+_TOO_DEEP = f"nested too deeply (more than {_MAX_DEPTH} levels)"
 
 
-def _replace_surrogates(value: Any) -> Any:
-    """Replace lone surrogates by U+FFFD: UTF-8 cannot encode them and tokenizers reject them."""
-    if isinstance(value, str):
-        return _SURROGATE.sub("\ufffd", value)
-    if isinstance(value, list):
-        return [_replace_surrogates(item) for item in value]
-    if isinstance(value, dict):
-        return {_replace_surrogates(key): _replace_surrogates(item) for key, item in value.items()}
-    return value
+def to_json_value(value: Any, column: str = "", depth: int = 0) -> Any:
+    """Return a value of any data set as JSON: bytes as UTF-8 text, dates as ISO 8601, NaN as None.
+
+    Lone surrogates become U+FFFD: UTF-8 cannot encode them and tokenizers reject them.
+
+    Raises:
+        ValueError: the value cannot be JSON; names the column.
+    """
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"column '{column.partition('.')[0]}': {_TOO_DEEP}")
+    match value:
+        case str():
+            return _SURROGATE.sub("\ufffd", value)
+        case None | bool() | int():
+            return value
+        case float() | Decimal():
+            if math.isnan(value):  # data frames write missing values so
+                return None
+            if math.isinf(value):
+                raise ValueError(f"column '{column}': expected a finite number, found {value}")
+            return float(value)
+        case bytes():
+            try:
+                return value.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"column '{column}': binary data that is not UTF-8 text ({error.reason})") from error
+        case Mapping():
+            return {
+                to_json_value(str(key)): to_json_value(item, f"{column}.{key}" if column else str(key), depth + 1)
+                for key, item in value.items()
+            }
+        case list() | tuple():
+            return [to_json_value(item, column, depth + 1) for item in value]
+        case date() | time():
+            return value.isoformat()
+        case timedelta() | UUID():
+            return str(value)
+    raise ValueError(f"column '{column}': expected text, numbers, lists or objects, found {type(value).__name__}")
 
 
 def _parse_constant(name: str) -> None:

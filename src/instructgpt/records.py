@@ -247,6 +247,13 @@ class Demonstration(PromptFields):
 
     @model_validator(mode="before")
     @classmethod
+    def _reject_rejected(cls, row: Any) -> Any:
+        if isinstance(row, dict) and row.get("label") is False:
+            raise ValueError("'label' is false, a rejected answer is no demonstration; 'data import' reads such files")
+        return row
+
+    @model_validator(mode="before")
+    @classmethod
     def _split_last_turn(cls, row: Any) -> Any:
         messages = row.get("messages") if isinstance(row, dict) and row.get("completion") is None else None
         if isinstance(messages, list | tuple) and messages:

@@ -463,7 +463,7 @@ def test_labelers_work_is_only_thinned_out_when_asked(tmp_path: Path) -> None:
         ([{"prompt": "a"}, {"prompt": "a", "completion": "c"}], {}, "the files hold demonstrations and prompts"),
         ([{"prompt": "a"}, {"prompt": 5}], {}, "p.jsonl:2: column 'prompt'"),
         ([{"prompt": "a"}], {"detectors": "dna"}, "no such detector"),
-        ([{"prompt": " "}], {}, "nothing in it"),
+        ([{"prompt": " "}], {}, "nothing in it that can be used"),
     ],
 )
 def test_clean_refuses_in_one_line(tmp_path: Path, rows: Any, options: Any, complaint: str) -> None:

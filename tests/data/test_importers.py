@@ -17,7 +17,8 @@ from instructgpt.data.configs import CleanConfig, ImportConfig, SplitConfig, Sta
 from instructgpt.data.drop_report import DropReport, drop_report_path
 from instructgpt.data.importing.few_shot import expand_few_shot_template, sample_subsets
 from instructgpt.data.importing.fields import rank_by_value
-from instructgpt.data.importing.registry import IMPORTERS, DatasetFormat, detect_import_format, import_file
+from instructgpt.data.importing.reader import ImportOptions, import_files
+from instructgpt.data.importing.registry import IMPORTERS, DatasetFormat, match_format
 from instructgpt.data.pii import PII_DETECTORS
 from instructgpt.errors import InputError
 from instructgpt.records import (
@@ -47,7 +48,7 @@ def imported(rows: list[Any], folder: Path, **options: Any) -> tuple[list[Record
     path = folder / "in.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = DropReport("import")
-    found = import_file(path, options.pop("format", "auto"), report, None, **options)
+    found = import_files([path], ImportOptions(**options), report, None)
     return [record for _, record in found], report
 
 
@@ -84,7 +85,7 @@ RANKED = [
             "chosen": f"{HUMAN}p{ASSISTANT}one{HUMAN}q{ASSISTANT}good",
             "rejected": f"{HUMAN}p{ASSISTANT}one{HUMAN}q{ASSISTANT}bad",
         },
-        "Human: p\n\nAssistant: one\n\nHuman: q\n\nAssistant:",
+        "User: p\n\nAssistant: one\n\nUser: q",
         ("good", "bad"),
         (1, 2),
     ),
@@ -162,7 +163,7 @@ RANKED = [
 def test_rankings_of_other_libraries(
     tmp_path: Path, name: str, row: Any, prompt: str, completions: Any, ranks: Any
 ) -> None:
-    assert detect_import_format(row, "here") == name
+    assert match_format(row) == name
     (record,), _ = imported([row], tmp_path)
     assert isinstance(record, Ranking)
     assert (record.prompt, record.completions, record.ranks) == (prompt, completions, ranks)
@@ -199,7 +200,7 @@ DEMONSTRATED = [
 
 @pytest.mark.parametrize(("name", "row", "asked"), DEMONSTRATED)
 def test_demonstrations_of_other_libraries(tmp_path: Path, name: str, row: Any, asked: Any) -> None:
-    assert detect_import_format(row, "here") == name
+    assert match_format(row) == name
     (record,), _ = imported([row], tmp_path)
     assert isinstance(record, Demonstration)
     assert record.completion == "c"
@@ -210,7 +211,8 @@ def test_demonstrations_of_other_libraries(tmp_path: Path, name: str, row: Any, 
 
 
 def test_every_format_is_tested_and_can_be_named() -> None:
-    tested = {name for name, *_ in RANKED} | {name for name, *_ in DEMONSTRATED} | {"oasst", "few_shot", "prompts"}
+    tested = {name for name, *_ in RANKED} | {name for name, *_ in DEMONSTRATED}
+    tested |= {"oasst", "flat_oasst", "unpaired", "few_shot", "prompts"}
     assert tested == set(IMPORTERS)
     assert set(get_args(DatasetFormat)) == {"auto", *IMPORTERS}
 
@@ -224,7 +226,7 @@ def test_a_message_tree_gives_a_ranking_a_ranked_turn(tmp_path: Path) -> None:
         "message_tree_id": "t",
         "prompt": {"role": "prompter", "text": "p", "replies": [reply("a", 2), reply("b", 0, follow), reply("c", 1)]},
     }
-    (first, second), report = imported(
+    (first, second, answered), report = imported(
         [tree, {"message_tree_id": "u", "prompt": {"role": "prompter", "text": "p"}}], tmp_path
     )
     assert (first.prompt, first.completions, first.ranks) == ("p", ("a", "b", "c"), (3, 1, 2))  # type: ignore[attr-defined]
@@ -234,7 +236,10 @@ def test_a_message_tree_gives_a_ranking_a_ranked_turn(tmp_path: Path) -> None:
         "ranks": (2, 1),
         "messages": tuple(said("p", "b", "q")),
     }
-    assert report.dropped["no turn with two ranked replies"].examples == [f"{tmp_path}/in.jsonl:2"]
+    assert answered.to_dict() == {"message_tree_id": "t", "completion": "y", "messages": tuple(said("p", "b", "q"))}
+    assert report.dropped["no turn with two ranked replies, and no conversation with an answer"].examples == [
+        f"{tmp_path}/in.jsonl:2"
+    ]
 
 
 def test_prompts_are_what_nobody_answered(tmp_path: Path) -> None:
@@ -406,7 +411,7 @@ def test_the_command_writes_records_and_a_report(tmp_path: Path, capsys: pytest.
     write_records(source, [Record.model_validate(row) for row in rows])
     import_datasets(ImportConfig(data=(source,), out=out, source="hh"))
     assert [(r.prompt, r.completions, r.source) for r in read_records(Ranking, out)] == [
-        (f"Human: p{i}\n\nAssistant:", ("good 한국어 🙂", "bad"), "hh") for i in range(3)
+        (f"p{i}", ("good 한국어 🙂", "bad"), "hh") for i in range(3)
     ]
     report = json.loads(drop_report_path(out).read_text())
     assert drop_report_path(out).name == "r.report.json"

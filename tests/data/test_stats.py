@@ -109,7 +109,7 @@ def test_a_bad_line_of_a_corpus_is_counted_once(tmp_path: Path, capsys: pytest.C
         print_dataset_stats(StatsConfig(data=(tmp_path / "c.jsonl",)))
     print_dataset_stats(StatsConfig(data=(tmp_path / "c.jsonl",), skip_bad=True))
     out = capsys.readouterr().out
-    assert "data stats: 2 read" in out
+    assert "data stats: 4 read" in out
     assert [line.split()[0] for line in out.splitlines() if "bad line (--skip-bad)" in line] == ["2"]
 
 

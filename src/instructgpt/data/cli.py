@@ -11,6 +11,7 @@ Everything is read and computed before anything is written.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rich.console import Console
 
 from instructgpt.data.configs import CleanConfig, ImportConfig, SplitConfig, StatsConfig
 from instructgpt.data.dedup import (
+    get_first_user_turn,
     get_prompt_group,
     near_duplicate_reasons,
     prompt_text_without_system,
@@ -26,7 +28,8 @@ from instructgpt.data.dedup import (
 )
 from instructgpt.data.drop_report import DropReport, LocatedItem, drop_report_path
 from instructgpt.data.importing.conversions import TARGET_BY_RECORD_TYPE
-from instructgpt.data.importing.registry import convert_records, import_file
+from instructgpt.data.importing.reader import ImportOptions, convert_records, import_files
+from instructgpt.data.importing.unpaired import is_unpaired
 from instructgpt.data.pii import parse_detector_names, pii_drop_reason
 from instructgpt.data.splits import SPLIT_NAMES, TRAINING_SPLITS, Split, assign_splits, check_users_in_single_split
 from instructgpt.data.stats import LengthFunction, build_stats_tables, lengths_in_characters, lengths_in_words
@@ -35,12 +38,10 @@ from instructgpt.errors import InputError, one_line
 from instructgpt.io import SkippedLines, iter_rows, skip_or_raise, write_text_atomic
 from instructgpt.records import (
     Demonstration,
-    Document,
     Prompt,
     PromptFields,
     Ranking,
     Record,
-    read_records,
     validate_record,
     write_records,
 )
@@ -57,16 +58,32 @@ def import_datasets(config: ImportConfig) -> None:
     _check_out(config.out)
     report, skipped = DropReport("import"), SkippedLines(config.skip_bad)
     few_shot = {} if config.shots is None else {"shots": config.shots, "subsets": config.subsets, "seed": config.seed}
-    records: list[LocatedItem[Record]] = []
-    for path in config.data:
-        records += import_file(path, config.format, report, skipped, keep_empty=config.keep_empty, few_shot=few_shot)
+    options = ImportOptions(
+        config.format, config.split, config.keep_empty, config.transcripts == "messages", few_shot=few_shot
+    )
+    records = import_files(config.data, options, report, skipped, config.to)
     if config.source is not None:
         records = [
             (location, record if getattr(record, "source", None) else _copy_with(record, source=config.source))
             for location, record in records
         ]
     report.add_skipped_lines(skipped)
-    _write_output(report, config.out, convert_records(records, config.to, report))
+    records_by_type = convert_records(records, config.to, report)
+    main_type = next(iter(records_by_type), None)
+    _write_output(
+        report,
+        {
+            config.out if name == main_type else _second_output(config.out, name): items
+            for name, items in records_by_type.items()
+        },
+    )
+
+
+def _second_output(out: Path, type_name: str) -> Path:
+    """Return where the second type of records goes: `chats.rankings.jsonl.gz` beside `chats.jsonl.gz`."""
+    stem, suffix = out.name.removesuffix(".gz"), ".gz" if out.name.endswith(".gz") else ""
+    path = Path(stem)
+    return out.with_name(f"{path.stem}.{type_name}{path.suffix}{suffix}")
 
 
 def _check_out(out: Path) -> None:
@@ -79,24 +96,27 @@ def _copy_with(record: Record, **columns: Any) -> Record:
     return record.model_copy(update=columns)
 
 
-def _write_output(report: DropReport, out: Path, records: Sequence[Record]) -> None:
-    """Write one output and its report beside it, and print the report.
+def _write_output(report: DropReport, records_by_path: Mapping[Path, Sequence[Record]]) -> None:
+    """Write the outputs and the report beside the first one, and print the report.
 
     Raises InputError if nothing is left to write.
     """
     console = Console()
-    if not records:
+    if not any(records_by_path.values()):
         report.print(console)
-        raise InputError(f"{out}: not written, because nothing is left of what was read; the reasons stand above")
-    report.written[str(out)] = write_records(out, records)
-    report.save(drop_report_path(out))
+        raise InputError("nothing was written, because nothing is left of what was read; the reasons stand above")
+    for path, records in records_by_path.items():
+        report.written[str(path)] = write_records(path, records)
+    report.save(drop_report_path(next(iter(records_by_path))))
     report.print(console)
 
 
 # ---------------------------------------------------------------- clean
 
 
-def _read_native_records(paths: Sequence[Path], report: DropReport, skipped: SkippedLines) -> list[LocatedItem[Record]]:
+def _read_native_records(
+    paths: Sequence[Path], split: str | None, report: DropReport, skipped: SkippedLines
+) -> list[LocatedItem[Record]]:
     """Read prompts, demonstrations or rankings with all columns; rows with an empty prompt are dropped and counted.
 
     Raises:
@@ -104,18 +124,45 @@ def _read_native_records(paths: Sequence[Path], report: DropReport, skipped: Ski
     """
     records: list[LocatedItem[Record]] = []
     for path in paths:
-        for location, row in iter_rows(path, skipped):
-            report.read += 1
+        for location, row in iter_rows(path, skipped, split):
             if _has_empty_prompt(row):
+                report.read += 1
                 report.drop("empty prompt", location)
                 continue
             try:
                 records.append((location, validate_record(_detect_record_type(row), row)))
             except ValueError as error:
                 skip_or_raise(location, error, skipped)
+            else:
+                report.read += 1
     if not records:
-        raise InputError(f"{', '.join(map(str, paths))}: nothing in it")
+        reason = f"; the first bad line: {skipped.reasons[0]}" if skipped.reasons else ""
+        raise InputError(f"{', '.join(map(str, paths))}: nothing in it that can be used{reason}")
     return records
+
+
+def _select_main_type(
+    items: list[LocatedItem[Record]], report: DropReport, skipped: SkippedLines
+) -> tuple[list[LocatedItem[Record]], type[Record]]:
+    """Return the records of the most frequent type, and the type. Others are bad lines.
+
+    Raises InputError if there are others and bad lines may not be skipped.
+    """
+    counts = Counter(type(record) for _, record in items)
+    main_type = counts.most_common(1)[0][0]
+    if len(counts) > 1 and not skipped.allowed:
+        type_names = " and ".join(sorted(TARGET_BY_RECORD_TYPE[record_type] for record_type in counts))
+        raise InputError(f"the files hold {type_names}: clean them one by one (--skip-bad keeps the most frequent)")
+    main_name = TARGET_BY_RECORD_TYPE[main_type]
+    selected = []
+    for location, record in items:
+        if isinstance(record, main_type):
+            selected.append((location, record))
+        else:
+            name = TARGET_BY_RECORD_TYPE[type(record)]
+            skip_or_raise(location, ValueError(f"one of the {name} among {main_name}"), skipped)
+    report.read -= len(items) - len(selected)  # bad lines are counted with all others
+    return selected, main_type
 
 
 def _has_empty_prompt(row: Mapping[str, Any]) -> bool:
@@ -123,12 +170,22 @@ def _has_empty_prompt(row: Mapping[str, Any]) -> bool:
     return row.get("messages") is None and isinstance(prompt, str) and not prompt.strip()
 
 
-def _detect_record_type(row: Mapping[str, Any]) -> type[Record]:
+def _detect_record_type(row: dict[str, Any]) -> type[Record]:
     """Return the record type of a row. Raises ValueError if there is none."""
-    if "ranks" in row:
+    columns = row.keys()
+    if "ranks" in columns:
         return Ranking
-    if ("prompt" in row or "messages" in row) and not row.keys() & {"chosen", "completions"}:
-        return Demonstration if "completion" in row else Prompt
+    if is_unpaired(row):
+        raise ValueError("an unpaired preference (column 'label'), which 'data import' reads")
+    if columns & {"prompt", "messages"} and not columns & {"chosen", "rejected", "completions"}:
+        messages = row.get("messages")
+        is_answered = "completion" in columns or (
+            isinstance(messages, list)
+            and bool(messages)
+            and isinstance(messages[-1], dict)
+            and messages[-1].get("role") == "assistant"
+        )
+        return Demonstration if is_answered else Prompt
     raise ValueError(
         f"neither a prompt, a demonstration nor a ranking (columns found: {', '.join(row)}); 'data import' reads other "
         "formats"
@@ -143,12 +200,9 @@ def clean_datasets(config: CleanConfig) -> None:
     _check_out(config.out)
     detectors = parse_detector_names(config.detectors)
     report, skipped = DropReport("clean"), SkippedLines(config.skip_bad)
-    items = _read_native_records(config.data, report, skipped)
-    record_types = {type(record) for _, record in items}
-    if len(record_types) > 1:
-        type_names = " and ".join(sorted(TARGET_BY_RECORD_TYPE[record_type] for record_type in record_types))
-        raise InputError(f"the files hold {type_names}: clean them one by one")
-    is_labeled = record_types != {Prompt}
+    items = _read_native_records(config.data, config.split, report, skipped)
+    items, record_type = _select_main_type(items, report, skipped)
+    is_labeled = record_type is not Prompt
     prefix, cap = (
         (0 if is_labeled else default) if value is None else value
         for value, default in ((config.prefix, _DEFAULT_PREFIX_CHARACTERS), (config.cap, _DEFAULT_USER_CAP))
@@ -168,6 +222,9 @@ def clean_datasets(config: CleanConfig) -> None:
             for check, (_, record) in zip(is_checked, items, strict=True)
         ]
         items = report.filter(items, reasons)
+        for location, record in items:
+            for reason in _pii_in_completions(record, detectors):
+                report.notice(f"{reason} in a completion, which is kept", location)
     if prefix:
         items = report.filter(
             items,
@@ -180,12 +237,23 @@ def clean_datasets(config: CleanConfig) -> None:
     if config.use_cases:
         items = [(location, _with_use_case(record, location, report)) for location, record in items]
     report.add_skipped_lines(skipped)
-    _write_output(report, config.out, [record for _, record in items])
+    _write_output(report, {config.out: [record for _, record in items]})
 
 
 def _full_prompt_text(record: Record) -> str:
-    """Return all text of a prompt, system turns included."""
-    return record.prompt if isinstance(record, PromptFields) else prompt_text_without_system(record)
+    """Return all text of a prompt, every turn."""
+    assert isinstance(record, PromptFields)
+    return record.prompt
+
+
+def _pii_in_completions(record: Record, detectors: Sequence[str]) -> set[str]:
+    """Return the kinds of personal data in completions, which the paper does not search."""
+    completions: Sequence[str] = ()
+    if isinstance(record, Ranking):
+        completions = record.completions
+    elif isinstance(record, Demonstration):
+        completions = (record.completion,)
+    return {reason for text in completions if (reason := pii_drop_reason(text, detectors)) is not None}
 
 
 def _with_use_case(record: Record, location: str, report: DropReport) -> Record:
@@ -211,11 +279,16 @@ def split_datasets(config: SplitConfig) -> None:
     if len(set(names)) < len(names):
         raise InputError("two of the files have the same name, so their splits would overwrite each other; rename one")
     report, skipped = DropReport("split"), SkippedLines(config.skip_bad)
-    files = [_read_native_records([path], report, skipped) for path in config.data]
+    files = [_read_native_records([path], config.split, report, skipped) for path in config.data]
     records = [record for items in files for _, record in items]
     groups = [get_prompt_group(record, config.group) for record in records]
     splits = assign_splits(
-        groups, [_full_prompt_text(record) for record in records], config.validation, config.test, config.salt
+        groups,
+        [_full_prompt_text(record) for record in records],
+        config.validation,
+        config.test,
+        config.salt,
+        [get_first_user_turn(record) for record in records],
     )
     check_users_in_single_split(records, splits, config.group)
     outputs: dict[Path, list[Record]] = {}
@@ -254,10 +327,10 @@ def print_dataset_stats(config: StatsConfig) -> None:
     if config.tokenizer is not None:
         length_functions["tokens"] = _make_token_counter(config.tokenizer)
     report, skipped = DropReport("stats"), SkippedLines(config.skip_bad)
+    options = ImportOptions(split=config.split, keep_empty=True, read_documents=True)
     records_by_kind: dict[str, list[Record]] = {}
-    for path in config.data:
-        for record in _read_any_records(path, report, skipped):
-            records_by_kind.setdefault(type(record).__name__.lower(), []).append(record)
+    for _, record in import_files(config.data, options, report, skipped):
+        records_by_kind.setdefault(type(record).__name__.lower(), []).append(record)
     console = Console()
     tables_by_kind = {kind: build_stats_tables(records, length_functions) for kind, records in records_by_kind.items()}
     for kind_tables in tables_by_kind.values():
@@ -271,17 +344,6 @@ def print_dataset_stats(config: StatsConfig) -> None:
             for kind, kind_tables in tables_by_kind.items()
         }
         write_text_atomic(config.out, json.dumps(output, ensure_ascii=False, indent=2) + "\n")
-
-
-def _read_any_records(path: Path, report: DropReport, skipped: SkippedLines) -> list[Record]:
-    _, first_row = next(
-        iter_rows(path, SkippedLines(skipped.allowed)), ("", {})
-    )  # bad lines are counted by the reading that follows
-    if "text" in first_row and not first_row.keys() & {"prompt", "messages", "instruction", "conversations"}:
-        documents = read_records(Document, path, skipped)
-        report.read += len(documents)
-        return list(documents)
-    return [record for _, record in import_file(path, "auto", report, skipped, keep_empty=True)]
 
 
 def _make_token_counter(directory: Path) -> LengthFunction:

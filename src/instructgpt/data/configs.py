@@ -16,6 +16,7 @@ from instructgpt.data.pii import PII_DETECTORS
 
 class _DataConfig(CommandConfig):
     data: tuple[Path, ...] = Field(description="JSON lines (.gz too), a JSON list, Parquet, or a Hugging Face data set")
+    split: str | None = Field(None, description="the split to read of data sets that have splits; train if not set")
     skip_bad: bool = Field(
         False, description="leave out lines that cannot be read, and count them, where the first one would be an error"
     )
@@ -29,10 +30,11 @@ class ImportConfig(_DataConfig):
     stage: ClassVar[str] = "data import"
 
     out: Path = Field(
-        description="the file to write, .jsonl or .jsonl.gz; NAME.report.json beside it says what was dropped"
+        description="the file to write, .jsonl or .jsonl.gz; NAME.report.json beside it says what was dropped, "
+        "NAME.TYPE.jsonl holds a second type of records"
     )
     format: DatasetFormat = Field(
-        "auto", description="the format of the data; auto tells it by the columns of the first row"
+        "auto", description="the format of the data; auto tells it by the columns of most of the first 1000 rows"
     )
     to: ConversionTarget = Field(
         "auto",
@@ -40,6 +42,9 @@ class ImportConfig(_DataConfig):
     )
     source: str | None = Field(None, description="written into the column 'source' where there is none")
     keep_empty: bool = Field(False, description="keep demonstrations whose completion is empty")
+    transcripts: Literal["messages", "text"] = Field(
+        "messages", description="make messages of prompts written as Human: … Assistant: …, or keep them as text"
+    )
     shots: int | None = Field(
         None, ge=2, description="few-shot templates: examples in one subset; all of them when not given"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from instructgpt.records import PromptFields, Ranking, Record
+from instructgpt.records import PromptFields, Record, format_conversation
 
 
 def normalize_prompt(text: str) -> str:
@@ -17,13 +17,17 @@ def normalize_prompt(text: str) -> str:
 
 
 def prompt_text_without_system(record: Record) -> str:
-    """Return the prompt for comparison without system turns, which a company's prompts may share."""
-    if isinstance(record, Ranking):
-        return record.prompt
+    """Return the prompt for comparison, every turn with its role, without system turns, which many prompts share."""
     assert isinstance(record, PromptFields)
     if record.messages is None:
         return record.prompt
-    return "\n\n".join(turn.content for turn in record.messages if turn.role != "system")
+    return format_conversation([turn for turn in record.messages if turn.role != "system"])
+
+
+def get_first_user_turn(record: Record) -> str:
+    """Return the user turn that a conversation begins with; conversations that share it may continue each other."""
+    assert isinstance(record, PromptFields)
+    return next((turn.content for turn in record.conversation if turn.role == "user"), record.prompt)
 
 
 def near_duplicate_reasons(texts: Sequence[str], prefix_length: int, is_labeled: bool = False) -> list[str | None]:

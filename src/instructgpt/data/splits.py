@@ -41,22 +41,41 @@ def hash_split(key: str, validation: float, test: float, salt: str = "") -> Spli
 
 
 def assign_splits(
-    groups: Sequence[str | None], texts: Sequence[str], validation: float, test: float, salt: str = ""
+    groups: Sequence[str | None],
+    texts: Sequence[str],
+    validation: float,
+    test: float,
+    salt: str = "",
+    first_turns: Sequence[str] | None = None,
 ) -> list[Split | None]:
     """Return the split of each prompt; None where it must be left out so that no user and no text crosses.
 
-    A prompt follows its group. A prompt without a group follows the first group with the same text, else its text, so
-    demonstrations and rankings without a user follow their prompts. A text of several groups in different splits is
-    trained on in one training group, else stays with the first group; the others are None.
+    A prompt follows its group. A prompt without a group follows the first group with the same text, else the first
+    group with the same first turn, else its first turn, so demonstrations and rankings without a user follow their
+    prompts, and a conversation follows its continuations. A text of several groups in different splits is trained on in
+    one training group, else stays with the first group; the others are None.
+
+    Args:
+        groups: the group of each prompt, or None.
+        texts: the whole prompts, every turn.
+        validation: share of keys, 0 to 1.
+        test: share of keys; both together at most 1.
+        salt: another salt gives another split.
+        first_turns: the first user turns; the texts if not set.
     """
     normalized_texts = [normalize_prompt(text) for text in texts]
+    normalized_turns = normalized_texts if first_turns is None else [normalize_prompt(text) for text in first_turns]
     splits = [hash_split(group, validation, test, salt) if group else None for group in groups]
     split_by_text: dict[str, Split] = {}
-    for text, split in zip(normalized_texts, splits, strict=True):
-        if split is not None and (text not in split_by_text or split == "train"):
-            split_by_text[text] = split
-    for text in normalized_texts:
-        split_by_text.setdefault(text, hash_split(f"text:{text}", validation, test, salt))
+    split_by_first_turn: dict[str, Split] = {}
+    for text, first_turn, split in zip(normalized_texts, normalized_turns, splits, strict=True):
+        for split_by_key, key in ((split_by_text, text), (split_by_first_turn, first_turn)):
+            if split is not None and (key not in split_by_key or split == "train"):
+                split_by_key[key] = split
+    for text, first_turn in zip(normalized_texts, normalized_turns, strict=True):
+        if first_turn not in split_by_first_turn:
+            split_by_first_turn[first_turn] = hash_split(f"text:{first_turn}", validation, test, salt)
+        split_by_text.setdefault(text, split_by_first_turn[first_turn])
     return [
         split_by_text[text] if split in (None, split_by_text[text]) else None
         for text, split in zip(normalized_texts, splits, strict=True)

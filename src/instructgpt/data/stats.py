@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,7 @@ def _records_per_user_table(records: Sequence[Record]) -> StatsTable:
     groups: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         if group := get_prompt_group(record):
-            groups[getattr(record, "split", None) or "all"][group] += 1
+            groups[str(getattr(record, "split", None) or "all")][group] += 1
     rows = [
         (split, len(users), users.total(), users.total() / len(users), max(users.values()))
         for split, users in sorted(groups.items())
@@ -102,11 +103,11 @@ def _iter_record_texts(record: Record) -> Iterator[tuple[str, str]]:
     if isinstance(record, Document):
         yield "document", record.text
     if isinstance(record, PromptFields):
-        yield "prompt", record.prompt
+        # Role names of a conversation are no text of it.
+        yield "prompt", "\n\n".join(turn.content for turn in record.conversation)
     if isinstance(record, Demonstration):
         yield "completion", record.completion
     if isinstance(record, Ranking):
-        yield "prompt", record.prompt
         yield from (("completion", completion) for completion in record.completions)
 
 
@@ -127,6 +128,26 @@ def length_table(
         for unit, length_function in length_functions.items()
     ]
     return StatsTable(title, ("group", "part", "unit", *_DESCRIBE_COLUMNS), tuple(rows))
+
+
+def _conversation_tables(records: Sequence[Record], length_functions: Mapping[str, LengthFunction]) -> list[StatsTable]:
+    """Describe the turns of conversations: how many a conversation has, and their lengths by role."""
+    conversations = [record.messages for record in records if isinstance(record, PromptFields) and record.messages]
+    if not conversations:
+        return []
+    texts: defaultdict[str, list[str]] = defaultdict(list)
+    for turn in chain.from_iterable(conversations):
+        texts[turn.role].append(turn.content)
+    lengths = [
+        (role, unit, *describe(length_function(texts[role])))
+        for role in sorted(texts)
+        for unit, length_function in length_functions.items()
+    ]
+    counts = describe([len(messages) for messages in conversations])
+    return [
+        StatsTable("turns of a conversation, without the completion", _DESCRIBE_COLUMNS, (counts,)),
+        StatsTable("lengths of turns", ("role", "unit", *_DESCRIBE_COLUMNS), tuple(lengths)),
+    ]
 
 
 # ---------------------------------------------------------------- rankings
@@ -213,6 +234,7 @@ def build_stats_tables(records: Sequence[Record], length_functions: Mapping[str,
     for name in ("split", "use_case", "source"):
         if len({column_getter(name)(record) for record in records}) > 1:
             tables.append(length_table(f"lengths by {name}", records, length_functions, column_getter(name)))
+    tables += _conversation_tables(records, length_functions)
     rankings = [record for record in records if isinstance(record, Ranking)]
     return tables + (_ranking_tables(rankings) if rankings else [])
 

@@ -20,8 +20,9 @@ _PROVENANCE_COLUMNS = ("id", "user", "organization", "source", "use_case", "spli
 
 
 def _get_provenance(record: Record) -> dict[str, str]:
-    """Return the provenance columns that derived records keep."""
-    return {name: value for name in _PROVENANCE_COLUMNS if (value := getattr(record, name, None)) is not None}
+    """Return the provenance columns that derived records keep; where they are free columns, numbers become text."""
+    columns = {name: getattr(record, name, None) for name in _PROVENANCE_COLUMNS}
+    return {name: str(value) for name, value in columns.items() if isinstance(value, str | int | float)}
 
 
 def _identity(record: Record) -> list[Record]:

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from itertools import combinations
 from math import comb
 
-from instructgpt.data.importing.fields import DatasetRow, SkipRowError, check_object, get_list_column, get_text_column
+from instructgpt.data.importing.fields import (
+    DatasetRow,
+    RowContext,
+    SkipRowError,
+    check_not_null,
+    get_list_column,
+    get_object_list,
+    get_text_column,
+)
 from instructgpt.records import Demonstration, Record
 
 _FewShotExample = tuple[str, str]
@@ -71,13 +79,14 @@ def expand_few_shot_template(
 
 
 def from_few_shot(
-    row: DatasetRow, extra: DatasetRow, shots: int | None = None, subsets: int = 1, seed: int = 0
+    row: DatasetRow, context: RowContext, shots: int | None = None, subsets: int = 1, seed: int = 0
 ) -> list[Record]:
     """Ours: `instruction`, `examples` (`prompt` and `completion` each), optional `names` such as ["Tweet",
     "Sentiment"].
     """
     instruction = get_text_column(row, "instruction")
-    pairs = [check_object(example, "examples") for example in get_list_column(row, "examples")]
+    check_not_null(row, "examples")
+    pairs = get_object_list(row, "examples")
     examples = [
         (get_text_column(pair, "prompt", "query", "input"), get_text_column(pair, "completion", "response", "output"))
         for pair in pairs
@@ -86,6 +95,9 @@ def from_few_shot(
         raise SkipRowError("a template with fewer than two examples")
     names = get_list_column(row, "names") if row.get("names") is not None else ["Input", "Output"]
     if len(names) != 2 or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"column 'names': expected two words, found {names}")
+        raise ValueError("column 'names': expected a list of two words")
     demonstrations = expand_few_shot_template(instruction, examples, (names[0], names[1]), shots, subsets, seed)
-    return [Demonstration(**extra, prompt=prompt, completion=completion) for prompt, completion in demonstrations]
+    return [
+        Demonstration.model_validate(context.extra | {"prompt": prompt, "completion": completion})
+        for prompt, completion in demonstrations
+    ]

@@ -1,23 +1,20 @@
-"""Format detection, and conversion of files to records with a drop report."""
+"""The formats: which columns each has, and which function reads it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import Literal
-
-from pydantic import ValidationError
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from instructgpt.data.drop_report import DropReport, LocatedItem
 from instructgpt.data.importing import demonstrations, rankings
-from instructgpt.data.importing.conversions import CONVERSIONS, TARGET_BY_RECORD_TYPE, ConversionTarget
 from instructgpt.data.importing.few_shot import from_few_shot
-from instructgpt.data.importing.fields import ASSISTANT_MARKER, DatasetRow, SkipRowError
-from instructgpt.errors import InputError
-from instructgpt.io import SkippedLines, iter_rows, skip_or_raise
-from instructgpt.records import Demonstration, Prompt, Ranking, Record, format_validation_error
+from instructgpt.data.importing.fields import DatasetRow, RowContext
+from instructgpt.data.importing.transcripts import parse_transcript
+from instructgpt.data.importing.trees import assemble_trees, from_flat_oasst, from_oasst
+from instructgpt.data.importing.unpaired import assemble_unpaired, from_unpaired, is_unpaired
+from instructgpt.records import Demonstration, Prompt, Ranking, Record
 
 DatasetFormat = Literal[
     "auto",
@@ -25,6 +22,7 @@ DatasetFormat = Literal[
     "nemo",
     "ultrafeedback",
     "oasst",
+    "flat_oasst",
     "hh",
     "pairs",
     "helpsteer3",
@@ -34,6 +32,7 @@ DatasetFormat = Literal[
     "few_shot",
     "alpaca",
     "sharegpt",
+    "unpaired",
     "demonstrations",
     "messages",
     "prompts",
@@ -47,12 +46,21 @@ class Importer:
     record_type: type[Record]  # what its rows become
     columns: frozenset[str]  # the columns it reads; others are carried over where they can be
     matches: Callable[[DatasetRow], bool]
-    convert: Callable[[DatasetRow, DatasetRow], list[Record]]
+    convert: Callable[[DatasetRow, RowContext], Sequence[Any]]
+    assemble: Callable[[list[LocatedItem[Any]], DropReport], list[LocatedItem[Record]]] | None = None
+    """Makes records of what `convert` returned for all rows of all files, where a record needs several rows."""
+
+    second_type: type[Record] | None = None
+    """A second type of records that the same rows give."""
+
+    @property
+    def is_native(self) -> bool:
+        return self.convert in _NATIVE_CONVERTERS
 
     def carried_columns(self, row: DatasetRow) -> DatasetRow:
         """Return the columns to carry over: all of our formats, texts, numbers and booleans of others."""
-        extra = {name: value for name, value in row.items() if name not in self.columns}
-        if self.convert in _NATIVE_CONVERTERS:
+        extra = {name: value for name, value in row.items() if name not in self.columns and value is not None}
+        if self.is_native:
             return extra
         return {
             name: value
@@ -81,7 +89,11 @@ _RESERVED_COLUMNS = frozenset(
 
 
 def _has_columns(row: DatasetRow, *columns: str) -> bool:
-    return all(row.get(column) is not None for column in columns)
+    return all(column in row for column in columns)
+
+
+def _has_prompt(row: DatasetRow) -> bool:
+    return "prompt" in row or "messages" in row
 
 
 def _has_entries(row: DatasetRow, column: str, name: str) -> bool:
@@ -90,8 +102,16 @@ def _has_entries(row: DatasetRow, column: str, name: str) -> bool:
 
 
 def _is_hh(row: DatasetRow) -> bool:
-    sides = (row.get("chosen"), row.get("rejected"))
-    return row.get("prompt") is None and all(isinstance(side, str) and ASSISTANT_MARKER in side for side in sides)
+    if row.get("prompt") is not None or row.get("messages") is not None:
+        return False
+    return all(isinstance(side := row.get(column), str) and _is_transcript(side) for column in ("chosen", "rejected"))
+
+
+def _is_transcript(text: str) -> bool:
+    try:
+        return parse_transcript(text) is not None
+    except ValueError:
+        return True
 
 
 def _ends_with_assistant(row: DatasetRow) -> bool:
@@ -105,18 +125,21 @@ def _make_importer(
     record_type: type[Record],
     columns: str,
     matches: Callable[[DatasetRow], bool],
-    convert: Callable[[DatasetRow, DatasetRow], list[Record]],
+    convert: Callable[[DatasetRow, RowContext], Sequence[Any]],
 ) -> Importer:
     return Importer(record_type, frozenset(columns.split()), matches, convert)
 
+
+_TREE_COLUMNS = (
+    "message_id parent_id user_id created_date role text rank deleted review_count review_result tree_state "
+    "model_name synthetic"
+)
 
 IMPORTERS: dict[str, Importer] = {
     "rankings": _make_importer(
         Ranking,
         "prompt messages completions ranks models ratings labels",
-        lambda r: (
-            _has_columns(r, "completions", "ranks") and (_has_columns(r, "prompt") or _has_columns(r, "messages"))
-        ),
+        lambda r: _has_columns(r, "completions", "ranks") and _has_prompt(r),
         rankings.from_rankings,
     ),
     "nemo": _make_importer(
@@ -131,13 +154,22 @@ IMPORTERS: dict[str, Importer] = {
         lambda r: _has_columns(r, "instruction") and _has_entries(r, "completions", "response"),
         rankings.from_ultrafeedback,
     ),
-    "oasst": _make_importer(
+    "oasst": Importer(
         Ranking,
-        "prompt",
-        lambda r: _has_columns(r, "message_tree_id") and isinstance(r.get("prompt"), dict),
-        rankings.from_oasst,
+        frozenset(["prompt"]),
+        lambda r: "message_tree_id" in r and isinstance(r.get("prompt"), dict),
+        from_oasst,
+        second_type=Demonstration,
     ),
-    "hh": _make_importer(Ranking, "chosen rejected", _is_hh, rankings.from_hh),
+    "flat_oasst": Importer(
+        Ranking,
+        frozenset(_TREE_COLUMNS.split()),
+        lambda r: _has_columns(r, "message_id", "parent_id", "role", "text"),
+        from_flat_oasst,
+        assemble_trees,
+        Demonstration,
+    ),
+    "hh": _make_importer(Ranking, "prompt chosen rejected messages", _is_hh, rankings.from_pairs),
     "pairs": _make_importer(
         Ranking, "prompt chosen rejected messages", lambda r: _has_columns(r, "chosen", "rejected"), rankings.from_pairs
     ),
@@ -180,143 +212,52 @@ IMPORTERS: dict[str, Importer] = {
     "sharegpt": _make_importer(
         Demonstration, "conversations system", lambda r: _has_columns(r, "conversations"), demonstrations.from_sharegpt
     ),
+    "unpaired": Importer(
+        Demonstration,
+        frozenset(["prompt", "messages", "completion", "label"]),
+        is_unpaired,
+        from_unpaired,
+        assemble_unpaired,
+        Ranking,
+    ),
     "demonstrations": _make_importer(
         Demonstration,
         "prompt messages completion",
-        lambda r: _has_columns(r, "completion") and (_has_columns(r, "prompt") or _has_columns(r, "messages")),
+        lambda r: "completion" in r and _has_prompt(r),
         demonstrations.from_demonstrations,
     ),
     "messages": _make_importer(Demonstration, "messages", _ends_with_assistant, demonstrations.from_messages),
     "prompts": _make_importer(
         Prompt,
         "prompt messages",
-        lambda r: _has_columns(r, "prompt") or _has_columns(r, "messages"),
+        lambda r: _has_prompt(r) and not any(column in r for column in demonstrations.ANSWER_COLUMNS),
         demonstrations.from_prompts,
     ),
 }
 """Every format; the first match wins. Ours are `rankings`, `demonstrations`, `prompts` and `few_shot`."""
 
 
-def detect_import_format(row: DatasetRow, location: str) -> str:
-    """Return the format of a row. Raises InputError if it is unknown."""
-    for name, importer in IMPORTERS.items():
-        if importer.matches(row):
-            return name
-    raise InputError(
-        f"{location}: no known format has the columns {', '.join(row) or '(none)'}; name one with --format: "
-        f"{', '.join(IMPORTERS)}"
-    )
+_SAME_FUNCTION = {"hh": "pairs"}
+"""Formats that differ in name only: the function that reads both looks at each row."""
 
 
-def _import_row(
-    importer: Importer, row: DatasetRow, location: str, report: DropReport, keep_empty: bool
-) -> list[LocatedItem[Record]]:
-    """Return the records of one row; drops and warnings go into the report. Raises ValueError."""
-    extra = importer.carried_columns(row)
-    for name in row.keys() - extra.keys() - importer.columns:
-        if row[name] is not None:
-            report.notice(f"column '{name}' was not carried over", location)
-    try:
-        records = importer.convert(row, extra)
-    except SkipRowError as skip_error:
-        report.drop(str(skip_error), location)
-        return []
-    except ValidationError as error:
-        raise ValueError(format_validation_error(error)) from error
-    located_records = []
-    for record in records:
-        if isinstance(record, Demonstration) and not record.completion.strip() and not keep_empty:
-            report.drop("empty completion (--keep-empty keeps it)", location)
-        else:
-            located_records.append((location, record))
-            for warning in _warnings_for(record):
-                report.notice(warning, location)
-    return located_records
+def match_format(row: DatasetRow) -> str | None:
+    """Return the format of a row's columns, null or not, or None."""
+    return next((name for name, importer in IMPORTERS.items() if importer.matches(row)), None)
 
 
-def _warnings_for(record: Record) -> list[str]:
-    """Return warnings about a record that is kept."""
-    if isinstance(record, Ranking):
-        conditions = {
-            "a ranking with an empty completion": not all(completion.strip() for completion in record.completions),
-            "identical completions in a ranking, kept as a tie": len(set(record.completions)) < len(record.completions),
-            "a ranking that is one single tie, so it gives no pair": not record.pairs(),
-        }
-        return [warning for warning, is_present in conditions.items() if is_present]
-    is_empty = isinstance(record, Demonstration) and not record.completion.strip()
-    return ["empty completion"] if is_empty else []
+def detect_import_format(rows: Sequence[LocatedItem[DatasetRow]], report: DropReport) -> str | None:
+    """Return the format that most rows have, or None if no row has a known one. Rows of another are noticed.
 
-
-def import_file(
-    path: Path,
-    format_name: str,
-    report: DropReport,
-    skipped: SkippedLines | None,
-    *,
-    keep_empty: bool = False,
-    few_shot: DatasetRow | None = None,
-) -> list[LocatedItem[Record]]:
-    """Return the records of one file, all of one type.
-
-    Args:
-        path: whatever `io.iter_rows` reads.
-        format_name: a name of IMPORTERS, or "auto" to detect it from the first row.
-        keep_empty: keep demonstrations with an empty completion.
-        few_shot: options of `from_few_shot`.
-
-    Raises:
-        InputError: the file cannot be read, its format is unknown, or a row violates it.
+    Equal counts are decided by the order of IMPORTERS, so that a column that is often missing still counts.
     """
-    records: list[LocatedItem[Record]] = []
-    importer: Importer | None = None
-    for location, row in iter_rows(path, skipped):
-        if importer is None:
-            name = detect_import_format(row, location) if format_name == "auto" else format_name
-            importer = _configure_importer(name, few_shot or {})
-            report.formats[str(path)] = name
-        report.read += 1
-        try:
-            records += _import_row(importer, row, location, report, keep_empty)
-        except ValueError as error:
-            skip_or_raise(location, error, skipped)
-    if importer is None:
-        raise InputError(f"{path}: there is nothing in it")
-    return records
-
-
-def _configure_importer(name: str, few_shot: DatasetRow) -> Importer:
-    """Return an importer with its options. Raises InputError for options it does not have."""
-    importer = IMPORTERS[name]
-    if name == "few_shot":
-        return replace(importer, convert=partial(from_few_shot, **few_shot))
-    if few_shot:
-        raise InputError(
-            f"--{', --'.join(few_shot)}: only few-shot templates have subsets; this file is in the format '{name}'"
-        )
-    return importer
-
-
-def convert_records(
-    records: Sequence[LocatedItem[Record]], target: ConversionTarget, report: DropReport
-) -> list[Record]:
-    """Convert records to another type; all-tied rankings are counted.
-
-    Raises:
-        InputError: the conversion does not exist, or (with "auto") record types are mixed.
-    """
-    record_types = {type(record) for _, record in records}
-    if target == "auto" and len(record_types) > 1:
-        type_names = " and ".join(sorted(TARGET_BY_RECORD_TYPE[record_type] for record_type in record_types))
-        raise InputError(f"the files hold {type_names}: import them one by one, or choose one with --to")
-    converted: list[Record] = []
-    for location, record in records:
-        conversion = CONVERSIONS.get(
-            (type(record), TARGET_BY_RECORD_TYPE[type(record)] if target == "auto" else target)
-        )
-        if conversion is None:
-            raise InputError(f"{location}: {TARGET_BY_RECORD_TYPE[type(record)]} cannot be made into {target}")
-        new_records = conversion(record)
-        if not new_records:
-            report.drop("a ranking that is one single tie gives no pair", location)
-        converted += new_records
-    return converted
+    names = [match_format(row) for _, row in rows]
+    counts: Mapping[str, int] = Counter(name for name in names if name is not None)
+    if not counts:
+        return None
+    order = list(IMPORTERS)
+    winner = max(counts, key=lambda name: (counts[name], -order.index(name)))
+    for (location, _), name in zip(rows, names, strict=True):
+        if name is not None and _SAME_FUNCTION.get(name, name) != _SAME_FUNCTION.get(winner, winner):
+            report.notice(f"columns of '{name}' in a file read as '{winner}'", location)
+    return winner

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from instructgpt.data.importing.fields import SkipRowError
+from instructgpt.data.importing.fields import RowContext, SkipRowError
 from instructgpt.data.importing.rankings import from_pairs
 from instructgpt.errors import InputError
 from instructgpt.evaluate.aggregate import make_row
@@ -75,7 +75,7 @@ def read_comparisons(file: Path, skipped: SkippedLines | None = None) -> list[Ra
                 if row.get("subset") is not None:
                     extra["source"] = str(row["subset"])
                 column = next((name for name in _PROMPT_COLUMNS if "prompt" not in row and name in row), "prompt")
-                rankings += from_pairs(row | {"prompt": row.get(column)}, extra)
+                rankings += from_pairs(row | {"prompt": row.get(column)}, RowContext(extra))
             else:
                 rankings.append(validate_record(Ranking, row))
         except (ValueError, SkipRowError) as error:
