@@ -515,9 +515,10 @@ def check_writable(path: Path) -> None:
 
 def _check_no_dangling_link(path: Path) -> None:
     for place in (path.absolute(), *path.absolute().parents):
-        if place.is_symlink() and not place.exists():
-            target = f"{place} is a symbolic link to {place.readlink()}, which does not exist"
-            raise InputError(f"{path}: {target}; create that or choose another place")
+        with contextlib.suppress(OSError):  # a name that is too long is no link
+            if place.is_symlink() and not place.exists():
+                target = f"{place} is a symbolic link to {place.readlink()}, which does not exist"
+                raise InputError(f"{path}: {target}; create that or choose another place")
 
 
 @contextlib.contextmanager
