@@ -67,7 +67,7 @@ def test_form_fields_are_stored_as_the_json_they_stand_for(ada):
     ]
     rating = {"completion": ids[0], "rating": 6, "labels": {"hallucination": None}, "note": ""}
     payload = {"kind": "rank", "note": "a\nb", "active_ms": 7, "ratings": [rating], "confidence": None}
-    payload |= {"tiers": [ids[:2], [], ids[2:]], "none_acceptable": False}
+    payload |= {"tiers": [ids[:2], [], ids[2:]], "answers": {}, "none_acceptable": False}
     assert ada.put(f"{here}/draft", json={"fields": fields}, headers={"If-Match": "0"}).json() == {"rev": 1}
     assert ada.get(here).json()["draft"] == {"rev": 1, "payload": payload}
     done = ada.post(f"{here}/submit", json={"fields": fields}, headers={"Idempotency-Key": "k"}).json()
@@ -102,7 +102,7 @@ def test_labelers_see_their_thread(ada):
 
 def test_labels_depend_on_the_kind_of_task(site, ada):
     task = ada.post("/api/v1/tasks/claim").json()
-    assert [each["name"] for each in task["labels"]] == list(LABELS)
+    assert [each["name"] for each in task["labels"]] == ["has_constraint", *LABELS]
     assert [each["name"] for each in task["labels"] if each["conditional"]] == [
         "inappropriate",
         "hallucination",

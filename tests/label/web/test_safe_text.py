@@ -146,6 +146,7 @@ RANK = {
     "note": "both\nfine",
     "active_ms": 1234,
     "none_acceptable": True,
+    "answers": {"has_constraint": True},
     "confidence": 7,
     "tiers": [["two"], [], ["one", "three"]],
     "ratings": [

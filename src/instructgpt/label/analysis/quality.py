@@ -17,7 +17,9 @@ from sqlalchemy.orm import Session
 from instructgpt.label.analysis.rankings import StoredRanking, StoredRating, load_stored_rankings, load_stored_ratings
 from instructgpt.label.db.models.people import Person
 from instructgpt.label.db.models.quality import GoldAnswer
-from instructgpt.label.db.models.tasks import Task
+from instructgpt.label.db.models.submissions import RankingRow
+from instructgpt.label.db.models.tasks import Batch, Task
+from instructgpt.label.tasks.questions import iter_unanswered, parse_questions
 from instructgpt.records import LABELS
 
 if TYPE_CHECKING:
@@ -59,6 +61,10 @@ class LabelerProfile:
     ratings: tuple[int, ...]
     """Counts of the ratings 1 to 7."""
     mean_rating: float | None
+    unrated: int
+    """Completions without the rating that their batch asks for."""
+    unanswered: int
+    """Open questions of the rankings, ratings left out."""
     report: LabelerReport
     """Ties, position bias, constant ratings and speed (`statistics.labeler_bias`)."""
     agreement: LabelerAgreement | None
@@ -108,7 +114,7 @@ class QualityReport:
 
 
 def compute_quality(db: Session, batch: str | None = None) -> QualityReport:
-    """Compute the quality of one batch, or of all work. Five statements."""
+    """Compute the quality of one batch, or of all work. Seven statements."""
     from instructgpt.statistics import agreement, labeler_bias
 
     rankings = load_stored_rankings(db, batch)
@@ -118,6 +124,7 @@ def compute_quality(db: Session, batch: str | None = None) -> QualityReport:
     cells = agreement.compare_labelers(rankings)
     gold_agreement = agreement.gold_agreement(_key_by_task(rankings), golds)
     repeat_agreement = agreement.intra_labeler_agreement(_key_by_task(rankings))
+    open_questions = _count_open_questions(db, rankings, ratings)
     by_cohort = {cohort: [row for row in rankings if row.cohort == cohort] for cohort in _COHORT_GROUPS}
     by_labeler = {row.labeler: row for row in agreement.agreement_by_labeler(cells)}
     return QualityReport(
@@ -131,7 +138,9 @@ def compute_quality(db: Session, batch: str | None = None) -> QualityReport:
         gold=gold_agreement.get(None),
         repeats=repeat_agreement.get(None),
         position=labeler_bias.measure_position_bias(row.ranks for row in rankings),
-        labelers=_labeler_profiles(rankings, ratings, names_by_person, by_labeler, gold_agreement, repeat_agreement),
+        labelers=_labeler_profiles(
+            rankings, ratings, names_by_person, by_labeler, gold_agreement, repeat_agreement, open_questions
+        ),
         matrix=agreement.agreement_matrix(cells),
         disagreements=find_disagreements(rankings),
     )
@@ -173,7 +182,7 @@ def _category_agreements(rankings: Sequence[StoredRanking], ratings: Sequence[St
             answers["rating"].append((unit, float(row.rating), ranking.prompt, ranking.labeler))
         for name, answer in row.labels.items():
             value = 2.0 if answer is None else float(answer)
-            answers[name].append((unit, value, ranking.prompt, ranking.labeler))
+            answers.setdefault(name, []).append((unit, value, ranking.prompt, ranking.labeler))
     results = []
     for name, rows in answers.items():
         if not rows:
@@ -192,6 +201,26 @@ def _category_agreements(rankings: Sequence[StoredRanking], ratings: Sequence[St
     return results
 
 
+def _count_open_questions(
+    db: Session, rankings: Sequence[StoredRanking], ratings: Sequence[StoredRating]
+) -> Counter[tuple[str, bool]]:
+    """Count the open questions by (labeler, whether it is the rating). Two statements."""
+    documents = db.execute(select(Batch.id, Batch.questions).where(Batch.kind == "rank"))
+    questions = {batch: parse_questions(document) for batch, document in documents}
+    statement = select(RankingRow.submission_id, RankingRow.answers).where(RankingRow.answers.is_not(None))
+    answers = {submission: row or {} for submission, row in db.execute(statement)}
+    ratings_by_submission: dict[str, dict[str, StoredRating]] = {}
+    for rating in ratings:
+        ratings_by_submission.setdefault(rating.submission, {})[rating.completion] = rating
+    counts = Counter[tuple[str, bool]]()
+    for row in rankings:
+        submitted = ratings_by_submission.get(row.submission, {})
+        task_answers = answers.get(row.submission, {})
+        for entry in iter_unanswered(questions[row.batch], task_answers, submitted, row.completions):
+            counts[row.labeler, entry.name == "rating"] += 1
+    return counts
+
+
 def _labeler_profiles(
     rankings: Sequence[StoredRanking],
     ratings: Sequence[StoredRating],
@@ -199,6 +228,7 @@ def _labeler_profiles(
     agreement: Mapping[Hashable, LabelerAgreement],
     gold: Mapping[Hashable, Agreement],
     repeats: Mapping[Hashable, Agreement],
+    open_questions: Mapping[tuple[str, bool], int],
 ) -> list[LabelerProfile]:
     """Build one profile per labeler, lowest agreement with the others first."""
     from instructgpt.statistics import labeler_bias
@@ -232,6 +262,8 @@ def _labeler_profiles(
                 pasted=fmean(pasted) if pasted else None,
                 ratings=tuple(counts),
                 mean_rating=sum(n * count for n, count in enumerate(counts, 1)) / sum(counts) if any(counts) else None,
+                unrated=open_questions.get((labeler, True), 0),
+                unanswered=open_questions.get((labeler, False), 0),
                 report=reports[labeler],
                 agreement=agreement.get(labeler),
                 gold=gold.get(labeler),

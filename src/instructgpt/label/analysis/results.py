@@ -262,7 +262,7 @@ def to_result_rows(results: EvaluationResults) -> list[dict[str, object]]:
         add("preference", "bradley_terry", strength.model, "", strength.strength)
     for (model, cohort), value in sorted(results.ratings.items()):
         add("preference", "rating", model, cohort, value)
-    for name in LABELS:
+    for name in dict.fromkeys((*LABELS, *sorted({name for _, name in results.labels}))):
         for model in results.models:
             if (model, name) in results.labels:
                 add("labels", name, model, "", results.labels[model, name])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
@@ -24,6 +25,7 @@ from instructgpt.label.db.staging import try_out, write_in_portions
 from instructgpt.label.site_folder import open_site
 from instructgpt.label.tasks import batch_requests, batches
 from instructgpt.label.tasks.batch_requests import BatchSpec
+from instructgpt.label.tasks.questions import load_questions_yaml
 from instructgpt.records import format_validation_error
 
 
@@ -77,11 +79,21 @@ def _create_batch(config: BatchConfig, site: Site, spec: BatchSpec, files: Mappi
 
 
 def _batch_spec(config: BatchConfig) -> BatchSpec:
-    shared = BatchSpec.model_fields.keys() & BatchConfig.model_fields
+    shared = (BatchSpec.model_fields.keys() & BatchConfig.model_fields) - {"questions"}
+    questions = _read_questions(config.questions) if config.questions else None
     try:
-        return BatchSpec(**{name: getattr(config, name) for name in shared})
+        return BatchSpec(questions=questions, **{name: getattr(config, name) for name in shared})
     except ValidationError as error:
         raise InputError(format_validation_error(error)) from error
+
+
+def _read_questions(path: Path) -> dict[str, Any] | None:
+    try:
+        return load_questions_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--questions {path}: cannot be read as UTF-8 text ({error})") from error
+    except InputError as error:
+        raise InputError(f"--questions {path}: {error}") from error
 
 
 def _parse_models(config: BatchConfig) -> list[tuple[str, str]]:

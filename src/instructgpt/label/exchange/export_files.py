@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from instructgpt.label.exchange.export_rows import EXPORT_FILES, ExportRow, iter
 from instructgpt.label.exchange.selection import ExportFilter, ExportTally, snapshot
 from instructgpt.label.tasks.forms import PROMPT_LABELS
 from instructgpt.label.tasks.instructions import get_latest_instructions
+from instructgpt.label.tasks.questions import CONSTRAINT_QUESTION, LabelQuestion, load_own_questions
 from instructgpt.label.vocabulary import ExportFileName, ExportFormat
 from instructgpt.records import LABELS
 
@@ -54,7 +55,7 @@ _PROVENANCE = (
 EXPORT_COLUMNS: dict[ExportFileName, dict[str, str]] = {
     "rankings": _columns(
         f"{_PROMPT} completions:texts ranks:ints labeler:text cohort:text fold:int models:texts finish:texts",
-        "ratings:ints labels:label_list unanswered:text_lists none_acceptable:bool confidence:int shown:ints",
+        "ratings:ints labels:label_list unanswered:text_lists answers:answers none_acceptable:bool confidence:int shown:ints",
         "names_itself:bool",
         *_PROVENANCE,
     ),
@@ -118,9 +119,10 @@ def _write_all(
     labelers: dict[str, set[str]] = {}
     path_template = {"jsonl": "{}.jsonl", "parquet": "{}.parquet", "datasets": "data/{}.parquet"}[format]
     write = _write_jsonl if format == "jsonl" else _write_parquet
+    own_questions = load_own_questions(db)
     for name in file_names:
         tally, path = ExportTally(), folder / path_template.format(name)
-        write(path, name, iter_export_rows(db, name, export_filter, tally))
+        write(path, name, iter_export_rows(db, name, export_filter, tally), own_questions)
         files[name] = {"rows": tally.rows, "left_out": dict(sorted(tally.left_out.items()))}
         if tally.rows:
             file = str(path.relative_to(folder))
@@ -140,6 +142,7 @@ def _write_all(
         "format": format,
         "labelers": {cohort: len(people) for cohort, people in sorted(labelers.items())},
         "instructions": _list_instruction_versions(db, export_filter),
+        "questions": {name: question.text for name, question in own_questions.items()},
         "files": files,
     }
 
@@ -157,7 +160,7 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _write_jsonl(path: Path, name: ExportFileName, rows: Iterable[ExportRow]) -> None:
+def _write_jsonl(path: Path, name: ExportFileName, rows: Iterable[ExportRow], _: Mapping[str, LabelQuestion]) -> None:
     with path.open("wb") as stream:
         stream.writelines(line.encode("utf-8", "replace") for line in iter_export_jsonl(name, rows))
         stream.flush()
@@ -170,22 +173,26 @@ def iter_export_jsonl(name: ExportFileName, rows: Iterable[ExportRow]) -> Iterat
     return (format_json_line({column: row[column] for column in columns if column in row}) for row in rows)
 
 
-def _write_parquet(path: Path, name: ExportFileName, rows: Iterable[ExportRow]) -> None:
+def _write_parquet(
+    path: Path, name: ExportFileName, rows: Iterable[ExportRow], own_questions: Mapping[str, LabelQuestion]
+) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    schema = _arrow_schema(name)
+    schema = _arrow_schema(name, own_questions)
     rows = iter(rows)
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
         while chunk := list(islice(rows, _PARQUET_ROW_GROUP_SIZE)):
             writer.write_table(pyarrow.Table.from_pylist(chunk, schema))
 
 
-def _arrow_schema(name: ExportFileName) -> pyarrow.Schema:
+def _arrow_schema(name: ExportFileName, own_questions: Mapping[str, LabelQuestion]) -> pyarrow.Schema:
     """Build the Arrow schema of a file. A struct of labels holds null for unanswered ones; `unanswered` names them."""
     import pyarrow as pa
 
-    labels = pa.struct([(label, pa.bool_()) for label in LABELS])
+    own = {scope: [n for n, each in own_questions.items() if each.scope == scope] for scope in ("completion", "task")}
+    labels = pa.struct([(label, pa.bool_()) for label in (*LABELS, *own["completion"])])
+    answers = pa.struct([(label, pa.bool_()) for label in (CONSTRAINT_QUESTION, *own["task"])])
     arrow_types = {
         "text": pa.string(),
         "int": pa.int64(),
@@ -196,6 +203,7 @@ def _arrow_schema(name: ExportFileName) -> pyarrow.Schema:
         "text_lists": pa.list_(pa.list_(pa.string())),
         "labels": labels,
         "label_list": pa.list_(labels),
+        "answers": answers,
         "prompt_labels": pa.struct([(label, pa.bool_()) for label in PROMPT_LABELS]),
         "turns": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
     }

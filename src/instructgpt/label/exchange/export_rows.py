@@ -30,6 +30,7 @@ from instructgpt.label.exchange.selection import (
     exclusion_reason,
     iter_export_items,
 )
+from instructgpt.label.tasks.questions import batch_questions
 from instructgpt.label.vocabulary import ExportFileName
 from instructgpt.records import LABELS
 
@@ -121,7 +122,8 @@ def _iter_rankings(db: Session, export_filter: ExportFilter, tally: ExportTally)
             "finish": [part.completion.finish for part in ranked],
             "ratings": ratings if all(rating is not None for rating in ratings) else None,
             "labels": labels if any(labels) else None,
-            "unanswered": list(map(_unanswered_labels, labels)) if any(labels) else None,
+            "unanswered": [_unanswered_labels(item, part) for part in labels] if any(labels) else None,
+            "answers": ranking.answers or None,
             "none_acceptable": ranking.none_acceptable,
             "confidence": ranking.confidence,
             "shown": [part.item.shown for part in ranked],
@@ -129,9 +131,10 @@ def _iter_rankings(db: Session, export_filter: ExportFilter, tally: ExportTally)
         }
 
 
-def _unanswered_labels(labels: Mapping[str, Any]) -> list[str]:
+def _unanswered_labels(item: ExportItem, labels: Mapping[str, Any]) -> list[str]:
     """Return the unanswered labels; in a table their null would be read as not applicable."""
-    return [name for name in LABELS if name not in labels]
+    own = [name for name in batch_questions(item.batch).active("completion") if name not in LABELS]
+    return [name for name in (*LABELS, *own) if name not in labels]
 
 
 def _ranking_provenance(item: ExportItem, prompt: PromptRow) -> ExportRow:
@@ -188,7 +191,7 @@ def _iter_ratings(db: Session, export_filter: ExportFilter, tally: ExportTally) 
                     "model": part.model,
                     "rating": part.rating.rating,
                     "labels": part.rating.labels,
-                    "unanswered": _unanswered_labels(part.rating.labels),
+                    "unanswered": _unanswered_labels(item, part.rating.labels),
                     "note": part.rating.note or None,
                     "rank": part.item.rank,
                     "created_at": item.submission.created_at,

@@ -193,6 +193,7 @@ class ExternalSubmissionImporter:
         self.report.counts["rankings"] += 1
         ranking = RankingRow(submission_id=submission.id, confidence=extra.get("confidence"))
         ranking.none_acceptable = bool(extra.get("none_acceptable", False))
+        ranking.answers = extra.get("answers") if isinstance(extra.get("answers"), dict) else None
         self.db.add(ranking)
         tiers = [min(record.ranks[index] for index in indices) for _, _, indices in groups.values()]
         levels = sorted(set(tiers))
@@ -231,7 +232,8 @@ class ExternalSubmissionImporter:
 def _answered_labels(record: Ranking, index: int) -> dict[str, bool | None]:
     """Return the answered labels of one completion. Raises ValueError for a label that is not in Table 3."""
     labels = record.labels[index] if record.labels else {}
-    if unknown_labels := set(labels) - set(LABELS):
-        raise ValueError(f"unknown label '{sorted(unknown_labels)[0]}'; valid labels: {', '.join(LABELS)}")
     unanswered = (record.model_extra or {}).get("unanswered")
+    # Exports of a site, which have `unanswered`, may hold answers to a batch's own questions.
+    if (unknown_labels := set(labels) - set(LABELS)) and not unanswered:
+        raise ValueError(f"unknown label '{sorted(unknown_labels)[0]}'; valid labels: {', '.join(LABELS)}")
     return {name: answer for name, answer in labels.items() if not unanswered or name not in unanswered[index]}

@@ -49,6 +49,7 @@ class BatchSpec(BaseModel):
     k_least: int | None = Field(None, ge=2, le=MAX_COMPLETIONS)
     k_most: int | None = Field(None, ge=2, le=MAX_COMPLETIONS)
     seed: int = Field(0, ge=0, lt=2**32)
+    questions: dict[str, Any] | None = None  # kind `rank`: document of `questions.parse_questions`
     written: int = Field(0, ge=0, le=_MAX_WRITE_TASKS)  # kind `write`: number of prompts to write
     written_form: Literal["plain", "few_shot", "user_based"] = "plain"
     written_use_case: str | None = None
@@ -125,6 +126,7 @@ def create_batch_from_spec(
         gold=gold,
         briefs=[brief] * spec.written,
         priority=spec.priority,
+        questions=spec.questions,
         created_by=created_by,
     )
 

@@ -20,6 +20,7 @@ from instructgpt.label.db.models.base import current_time_ms, new_id
 from instructgpt.label.db.models.people import PURPOSES
 from instructgpt.label.tasks import ingest
 from instructgpt.label.tasks.ingest import IngestReport, TaskCandidate
+from instructgpt.label.tasks.questions import parse_questions
 from instructgpt.label.vocabulary import MAX_COMPLETIONS, TASK_KINDS, TaskKind
 from instructgpt.records import Cohort
 
@@ -70,6 +71,7 @@ def create_batch_with_tasks(
     gold: Mapping[str, Mapping[str, Any]] | None = None,
     briefs: Sequence[Mapping[str, Any]] = (),
     priority: int = 0,
+    questions: Mapping[str, Any] | None = None,
     created_by: Person | None = None,
 ) -> Batch:
     """Create a batch with its tasks, in draft until `mark_batch_open`; `Batch.intake` counts excluded records.
@@ -81,12 +83,16 @@ def create_batch_with_tasks(
         cohort: None: both cohorts.
         baseline: evaluation: the model that every task must contain.
         gold: known answers by the prompt's text or id. Rank: `{completion text: rank}`; others: fields of the form.
+        questions: rank: a document of `questions.parse_questions`; None: the paper's, all optional.
         briefs: write: one task each, with `form`, `use_case`, `hint`.
 
     Raises:
         InputError: the arguments contradict each other, or no task is left.
     """
     _check_batch_fields(db, name, kind, purpose, screening, cohort)
+    if questions is not None and kind != "rank":
+        raise InputError(f"questions belong to rankings, not to a batch of kind '{kind}'")
+    parse_questions(questions)
     rng = Random(f"{policy.seed}:{name}")
     report = IngestReport()
     candidates = ingest.build_task_candidates(db, kind, prompts, completions, policy.k, baseline, report, rng)
@@ -103,6 +109,7 @@ def create_batch_with_tasks(
         policy=policy.model_dump(mode="json"),
         intake={},
         baseline=baseline,
+        questions=dict(questions) if questions else None,
         priority=priority,
         created_by=created_by.id if created_by else None,
     )

@@ -1,7 +1,7 @@
 """Map a task's form between web form fields and the JSON of drafts and submissions.
 
 Fields: `rating:<completion>`, `label:<completion>:<label>` (yes, no, na), `note:<completion>`, `tier:<completion>`
-(1 is best), for prompts `label:<label>`, `example_prompt`, `example_completion`; the others are named as in forms.py.
+(1 is best), `answer:<label>` of the whole task, for prompts `label:<label>`, `example_prompt`, `example_completion`; the others are named as in forms.py.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def _ranking_payload(values: Mapping[str, str], completions: Sequence[str]) -> d
         if rating is not None or labels or note:
             ratings.append({"completion": completion, "rating": rating, "labels": labels, "note": note})
     overall = {"none_acceptable": "none_acceptable" in values, "confidence": _parse_int(values.get("confidence"))}
-    return {"ratings": ratings, "tiers": tiers, **overall}
+    answers = _parse_labels(values, "answer:")
+    return {"ratings": ratings, "tiers": tiers, "answers": answers, **overall}
 
 
 def _parse_labels(values: Mapping[str, str], prefix: str) -> dict[str, bool | None]:
@@ -90,6 +91,7 @@ def payload_to_fields(payload: Mapping[str, Any]) -> list[tuple[str, str]]:
         answers = _answer_items(rating.get("labels"))
         fields += [(f"label:{completion}:{name}", _ANSWER_NAMES.get(answer)) for name, answer in answers]
         fields.append((f"note:{completion}", rating.get("note")))
+    fields += [(f"answer:{name}", _ANSWER_NAMES.get(answer)) for name, answer in _answer_items(payload.get("answers"))]
     for tier, tier_completions in enumerate(_items_of_type(payload.get("tiers"), list | tuple), start=1):
         fields += [(f"tier:{completion_id}", tier) for completion_id in tier_completions]
     fields += [(f"label:{name}", _ANSWER_NAMES.get(answer)) for name, answer in _answer_items(payload.get("labels"))]

@@ -12,14 +12,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from instructgpt.label.errors import SiteError
 from instructgpt.label.vocabulary import TaskKind
-from instructgpt.records import LABELS, USE_CASES, format_validation_error
+from instructgpt.records import USE_CASES, format_validation_error
 
 MAX_TEXT_LENGTH = 200_000  # characters
 
 CONDITIONAL_LABELS = ("inappropriate", "hallucination", "satisfies_constraint")
 """May be not applicable: no customer assistant, not closed domain, no constraint in the prompt (paper, Table 3)."""
-
-EXPLICIT_NO_LABELS = ("satisfies_constraint",)  # No means a fault: the "mark the rest as No" shortcut skips them
 
 PROMPT_LABELS = (
     "ambiguous",
@@ -70,23 +68,14 @@ class CompletionRating(BaseModel):
     labels: dict[str, bool | None] = {}
     note: NoteText = ""
 
-    @model_validator(mode="after")
-    def _check_labels(self) -> Self:
-        for name, answer in self.labels.items():
-            if name not in LABELS:
-                raise ValueError(f"no label '{name}'; there are: {', '.join(LABELS)}")
-            if answer is None and name not in CONDITIONAL_LABELS:
-                names = ", ".join(CONDITIONAL_LABELS)
-                raise ValueError(f"label '{name}' is yes or no; only {names} can be not applicable")
-        return self
-
 
 class RankingForm(SubmissionForm):
-    """All completions in tiers, best first; a tier is a tie and may be empty."""
+    """All completions in tiers, best first; a tier is a tie and may be empty. `questions` checks the answers."""
 
     kind: Literal["rank"] = "rank"
     ratings: tuple[CompletionRating, ...]
     tiers: tuple[tuple[str, ...], ...]
+    answers: dict[str, bool | None] = {}  # to the questions that are asked once a task
     none_acceptable: bool = False
     confidence: int | None = Field(None, ge=1, le=9)
 

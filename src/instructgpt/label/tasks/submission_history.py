@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from instructgpt.label.context import Settings
 from instructgpt.label.db.models import (
     Assignment,
+    Batch,
     DemonstrationRow,
     Person,
     PromptReview,
@@ -22,6 +23,7 @@ from instructgpt.label.db.models import (
     Task,
 )
 from instructgpt.label.db.models.base import is_id
+from instructgpt.label.tasks.questions import QuestionSet, batch_questions, iter_unanswered
 from instructgpt.label.tasks.submissions import editable_until
 from instructgpt.label.tasks.task_view import newest_turn
 from instructgpt.label.vocabulary import TaskKind
@@ -104,12 +106,13 @@ class SubmissionDetail:
     ranks: list[tuple[str, int]] = field(default_factory=list)  # (completion, rank), best first
     ratings: dict[str, Rating] = field(default_factory=dict)
     ranking: RankingRow | None = None
+    open_questions: dict[str | None, list[str]] = field(default_factory=dict)  # by completion; None: of the task
     review: PromptReview | None = None
     text: str | None = None  # the demonstration or prompt
 
 
 def list_task_submissions(db: Session, task: Task) -> list[SubmissionDetail]:
-    """Return the current submissions to a task, the oldest first, in at most four statements."""
+    """Return the current submissions to a task, the oldest first, in at most five statements."""
     conditions = (Assignment.task_id == task.id, Submission.replaced_at.is_(None))
     rows = db.execute(
         select(Assignment, Person, Submission)
@@ -122,6 +125,9 @@ def list_task_submissions(db: Session, task: Task) -> list[SubmissionDetail]:
     submission_ids = select(Submission.id).join(Assignment).where(*conditions)
     if task.kind == "rank":
         _add_rankings(db, details, submission_ids)
+        questions = batch_questions(db.get_one(Batch, task.batch_id))
+        for detail in details.values():
+            _list_open_questions(detail, questions)
     elif task.kind == "demonstrate":
         for row in db.scalars(select(DemonstrationRow).where(DemonstrationRow.submission_id.in_(submission_ids))):
             details[row.submission_id].text = row.text
@@ -133,6 +139,14 @@ def list_task_submissions(db: Session, task: Task) -> list[SubmissionDetail]:
         for review in db.scalars(select(PromptReview).where(PromptReview.submission_id.in_(submission_ids))):
             details[review.submission_id].review = review
     return list(details.values())
+
+
+def _list_open_questions(detail: SubmissionDetail, questions: QuestionSet) -> None:
+    answers = (detail.ranking.answers if detail.ranking else None) or {}
+    completions = [completion for completion, _ in detail.ranks]
+    for entry in iter_unanswered(questions, answers, detail.ratings, completions):
+        if entry.name != "rating":
+            detail.open_questions.setdefault(entry.completion, []).append(entry.name)
 
 
 def _add_rankings(db: Session, details: dict[str, SubmissionDetail], submission_ids: Select[str]) -> None:

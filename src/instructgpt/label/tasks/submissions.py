@@ -37,6 +37,7 @@ from instructgpt.label.tasks.forms import (
     tier_ranks,
 )
 from instructgpt.label.tasks.ingest import text_hash
+from instructgpt.label.tasks.questions import batch_questions, complete_form, list_unanswered
 
 _MAX_KEY_LENGTH = 200
 _REVIEW_COLUMNS = ("use_case", "personal_data", "sensitive", "labels", "rejected")
@@ -57,7 +58,7 @@ def submit_form(
     locked, task = lock_assignment(db, assignment)
     if (previous := _find_by_key(db, locked, key)) is not None:  # a retry, which the lock made wait for the original
         return previous
-    _check_form(db, task, form)
+    form = _check_form(db, locked, task, form)
     if locked.state == "submitted":
         current = get_current_submission(db, locked)
         submission_id, version = (current.id, current.version) if current else (None, 0)
@@ -79,7 +80,7 @@ def submit_edit(
     locked, task = lock_assignment(db, assignment)
     if (previous := _find_by_key(db, locked, key)) is not None:
         return previous
-    _check_form(db, task, form)
+    form = _check_form(db, locked, task, form)
     _check_editable(db, settings, locked, task, now_ms)
     replaced = _retire_current(db, locked, now_ms)
     submission = _insert_version(db, locked, task, form, key, now_ms, surplus=replaced.surplus)
@@ -144,17 +145,29 @@ def editable_until(settings: Settings, assignment: Assignment) -> int:
     return (assignment.closed_at or 0) + settings.edit_window * MINUTE_MS
 
 
-def _check_form(db: Session, task: Task, form: SubmissionForm) -> None:
-    """Raise SiteError (422) `wrong_form` for another kind of form, `bad_form` for one with other completions."""
+def _check_form(db: Session, assignment: Assignment, task: Task, form: SubmissionForm) -> SubmissionForm:
+    """Return the form, a ranking with what follows from its answers.
+
+    Raises:
+        SiteError: 422: `wrong_form` for another kind of form, `bad_form` for other completions or answers that the
+            batch does not ask for, `unanswered` for required questions that are open.
+    """
     kind = getattr(form, "kind", None)
     if kind != task.kind:
         raise SiteError(422, "wrong_form", expected=task.kind, found=kind)
-    if isinstance(form, RankingForm):
-        completions = db.scalars(select(TaskCompletion.completion_id).where(TaskCompletion.task_id == task.id)).all()
-        try:
-            form.validate_completions(completions)
-        except ValueError as error:
-            raise SiteError(422, "bad_form", reason=str(error)) from error
+    if not isinstance(form, RankingForm):
+        return form
+    completions = db.scalars(select(TaskCompletion.completion_id).where(TaskCompletion.task_id == task.id)).all()
+    questions = batch_questions(db.get_one(Batch, task.batch_id))
+    try:
+        form.validate_completions(completions)
+        form = complete_form(questions, form, assignment.shown)
+    except ValueError as error:
+        raise SiteError(422, "bad_form", reason=str(error)) from error
+    required = [each.name for each in list_unanswered(questions, form, assignment.shown) if each.required]
+    if required:
+        raise SiteError(422, "unanswered", count=len(required), names=", ".join(dict.fromkeys(required)))
+    return form
 
 
 def _find_by_key(db: Session, assignment: Assignment, key: str) -> Submission | None:
@@ -262,7 +275,9 @@ def _write_contents(
 
 def _write_ranking(db: Session, submission: Submission, assignment: Assignment, form: RankingForm) -> None:
     positions = {completion: position for position, completion in enumerate(assignment.shown)}
-    db.add(RankingRow(submission_id=submission.id, none_acceptable=form.none_acceptable, confidence=form.confidence))
+    ranking = RankingRow(submission_id=submission.id, answers=form.answers or None)
+    ranking.none_acceptable, ranking.confidence = form.none_acceptable, form.confidence
+    db.add(ranking)
     for completion, (tier, rank) in tier_ranks(form.tiers).items():
         key = {"submission_id": submission.id, "completion_id": completion}
         db.add(RankingItem(**key, tier=tier, rank=rank, shown=positions[completion]))
@@ -341,5 +356,6 @@ def _read_ranking_form(db: Session, submission: Submission, common_fields: dict[
         for row in sorted(rating_rows, key=lambda row: positions[row.completion_id])
     ]
     ranking = db.get_one(RankingRow, submission.id)
-    overall = {"none_acceptable": ranking.none_acceptable, "confidence": ranking.confidence}
+    answers = {"answers": ranking.answers or {}}
+    overall = {"none_acceptable": ranking.none_acceptable, "confidence": ranking.confidence, **answers}
     return RankingForm.model_validate({**common_fields, "ratings": ratings, "tiers": tiers, **overall})

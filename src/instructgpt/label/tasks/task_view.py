@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import bindparam, select
@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 from instructgpt.label.db.models import Assignment, Batch, CompletionRow, Draft, Instructions, PromptRow, Submission
 from instructgpt.label.db.models.tasks import Task
 from instructgpt.label.errors import SiteError
-from instructgpt.label.tasks.forms import CONDITIONAL_LABELS, EXPLICIT_NO_LABELS, PROMPT_LABELS
+from instructgpt.label.tasks.forms import PROMPT_LABELS
+from instructgpt.label.tasks.questions import QuestionSet, RatingQuestion, batch_questions
 from instructgpt.label.tasks.submissions import read_submission_form
 from instructgpt.label.vocabulary import TaskKind
-from instructgpt.records import LABELS
 
 
 class _FrozenModel(BaseModel):
@@ -29,12 +29,17 @@ class CompletionView(_FrozenModel):
     text: str
 
 
-class LabelQuestion(_FrozenModel):
+class QuestionView(_FrozenModel):
     """A yes/no question; `conditional` ones may be not applicable."""
 
     name: str
     conditional: bool
-    by_hand: bool  # must be answered explicitly; the "mark rest as No" shortcut skips it
+    by_hand: bool = False  # must be answered explicitly; the "mark rest as No" shortcut skips it
+    required: bool = False
+    scope: Literal["completion", "task"] = "completion"
+    when: dict[str, bool] = {}  # answers of earlier questions after which it is asked
+    text: dict[str, str] = {}  # by language; empty for the questions of the paper
+    short: dict[str, str] = {}
 
 
 class DraftView(_FrozenModel):
@@ -60,8 +65,9 @@ class TaskView(_FrozenModel):
     submission: dict[str, Any] | None  # the submitted form, if any
     version: int  # of the submission; 0 before the first
     instructions: int | None  # version at the time of the assignment
-    labels: list[LabelQuestion]
-    """Rank: the paper's Table 3, for each completion. Review: its Table 7."""
+    labels: list[QuestionView]
+    """Rank: the batch's questions, by default the paper's Table 3. Review: its Table 7."""
+    rating: RatingQuestion | None  # rank: the scale; None where there is none
 
 
 def newest_turn(text: str, messages: Sequence[Mapping[str, str]] | None) -> str:
@@ -87,6 +93,7 @@ def build_task_view(db: Session, assignment: Assignment) -> TaskView:
     task, batch, prompt, draft, submission, instructions_version = row
     if prompt is not None and prompt.withdrawn_at is not None:
         raise SiteError(410, "prompt_withdrawn")
+    questions = batch_questions(batch) if task.kind == "rank" else None
     return TaskView(
         assignment=assignment.id,
         state=assignment.state,
@@ -103,7 +110,8 @@ def build_task_view(db: Session, assignment: Assignment) -> TaskView:
         submission=read_submission_form(db, submission).model_dump(mode="json") if submission else None,
         version=submission.version if submission else 0,
         instructions=instructions_version,
-        labels=_labels(task.kind),
+        labels=_labels(task.kind, questions),
+        rating=questions.rating if questions and questions.rating.answer != "off" else None,
     )
 
 
@@ -114,7 +122,20 @@ def _completions(db: Session, assignment: Assignment) -> list[CompletionView]:
     return [CompletionView(id=row_id, letter=letter, text=texts[row_id]) for letter, row_id in letters]
 
 
-def _labels(kind: TaskKind) -> list[LabelQuestion]:
-    names = {"rank": LABELS, "review": PROMPT_LABELS}.get(kind, ())
-    conditional, by_hand = CONDITIONAL_LABELS, EXPLICIT_NO_LABELS
-    return [LabelQuestion(name=name, conditional=name in conditional, by_hand=name in by_hand) for name in names]
+def _labels(kind: TaskKind, questions: QuestionSet | None) -> list[QuestionView]:
+    if questions is None:
+        return [QuestionView(name=name, conditional=False) for name in PROMPT_LABELS] if kind == "review" else []
+    return [
+        QuestionView(
+            name=name,
+            conditional=question.not_applicable,
+            by_hand=question.explicit_no,
+            required=question.answer == "required",
+            scope=question.scope,
+            when=question.when,
+            text=question.text,
+            short=question.short,
+        )
+        for scope in ("task", "completion")
+        for name, question in questions.active(scope).items()
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from instructgpt.label.db.database import is_busy
 from instructgpt.label.errors import SiteError
 from instructgpt.label.i18n import Translator, list_languages, load_translator, negotiate_language
 from instructgpt.label.markdown import render_markdown
+from instructgpt.label.tasks.questions import LabelQuestion
+from instructgpt.label.tasks.task_view import QuestionView
 from instructgpt.label.web import charts
 from instructgpt.label.web.public_address import prefix_links
 
@@ -99,8 +102,34 @@ def _translate_markup(translator: Translator, key: str, **values: Any) -> Markup
     return escape(translator.messages[key]).format(**values)
 
 
+def localize(texts: Mapping[str, str], language: str) -> str:
+    """Return the text of a language, else the English or the first one; empty without any."""
+    return texts.get(language) or texts.get("en") or next(iter(texts.values()), "")
+
+
+def question_text(
+    translator: Translator, question: QuestionView | LabelQuestion | str, *, is_short: bool = False
+) -> str:
+    """Return a question's text: the batch's own, or that of the catalogue; an unknown name stays."""
+    if not isinstance(question, str) and question.text:
+        texts = question.short if is_short and question.short else question.text
+        return localize(texts, translator.language)
+    name = question.name if isinstance(question, QuestionView) else str(question)
+    suffix = "_short" if is_short else ""
+    sections = (f"labels{suffix}", f"questions{suffix}")
+    return next(
+        (translator.messages[key] for key in (f"{part}.{name}" for part in sections) if key in translator.messages),
+        name,
+    )
+
+
 _TEMPLATES.filters["when"] = _time_element
-_TEMPLATES.globals |= {"sentence": _translate_markup, "charts": charts}
+_TEMPLATES.globals |= {
+    "sentence": _translate_markup,
+    "charts": charts,
+    "question_text": question_text,
+    "localize": localize,
+}
 
 
 def on_site_error(request: Request, error: Exception) -> Response:

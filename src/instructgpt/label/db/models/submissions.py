@@ -96,6 +96,7 @@ class RankingRow(Base):
     submission_id: Mapped[str] = mapped_column(ForeignKey("submission.id"), primary_key=True)
     none_acceptable: Mapped[bool] = mapped_column(default=False)
     confidence: Mapped[int | None]
+    answers: Mapped[dict[str, Any] | None]  # to the questions that are asked once a task
 
 
 class RankingItem(Base):

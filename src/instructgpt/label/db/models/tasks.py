@@ -84,6 +84,7 @@ class Batch(Base):
     closed_at: Mapped[int | None]
     unblinded_at: Mapped[int | None]
     """Evaluation: when a researcher revealed the model names early; the audit log has the reason."""
+    questions: Mapped[dict[str, Any] | None]  # rank: document of `questions.parse_questions`; None: the paper's
 
 
 class Task(Base):

@@ -54,6 +54,7 @@ class CreateBatchRequest(RequestModel):
     baseline: str | None = None
     gold: dict[str, dict[str, Any]] | None = None
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    questions: dict[str, Any] | None = None
     open: bool = False
 
     @model_validator(mode="before")

@@ -5,7 +5,8 @@ import { BoardView } from "./board_view.js";
 import { openComparison, openCompletion } from "./compare.js";
 import { isDialogOpen } from "./dialogs.js";
 import { createElement, t } from "./i18n.js";
-import { RatingStage, countRated, ratingOf } from "./rating.js";
+import { describeOpenQuestions, listOpenQuestions, updateConditions } from "./questions.js";
+import { RatingStage, ratingOf } from "./rating.js";
 
 export class RankingTask {
   /** @param onChange called after everything that changed the form. @param onSubmit submits it. */
@@ -30,8 +31,9 @@ export class RankingTask {
     this.keysEnabled.checked = localStorage.getItem("keys") !== "off";
     this.keysEnabled.addEventListener("change", () => localStorage.setItem("keys", this.keysEnabled.checked ? "on" : "off"));
     document.addEventListener("keydown", (event) => this.handleKey(event));
+    form.addEventListener("input", () => this.updateCounts());
     this.loadFromForm();
-    this.showStage(countRated(form, this.ids) === this.ids.length ? "rank" : "rate", false);
+    this.showStage(this.countRated() === this.ids.length ? "rank" : "rate", false);
   }
 
   get ids() {
@@ -76,13 +78,56 @@ export class RankingTask {
 
   updateCounts() {
     const total = this.ids.length, unplaced = unplacedCards(this.board?.state ?? { cards: [], tiers: [] });
-    document.getElementById("rated").textContent = `${countRated(this.form, this.ids)}/${total}`;
+    updateConditions(this.form);
+    this.openQuestions = listOpenQuestions(this.form, this.sections);
+    this.showOpenQuestions();
+    document.getElementById("rated").textContent = `${this.countRated()}/${total}`;
     document.getElementById("placed").textContent = `${total - unplaced.length}/${total}`;
     const letters = unplaced.map((id) => this.cards.find((card) => card.id === id).letter).join(", ");
     document.getElementById("missing").textContent = letters ? t("rank.missing", { letters }) : "";
-    document.getElementById("submit").setAttribute("aria-disabled", `${letters !== ""}`);
+    document.getElementById("submit").setAttribute("aria-disabled", `${letters !== "" || this.requiredQuestions.length > 0}`);
   }
 
+  get requiredQuestions() {
+    return this.openQuestions.filter(({ isRequired }) => isRequired);
+  }
+
+  /** Count the completions that are rated and have no required question open. */
+  countRated() {
+    const isOpen = (section) => this.openQuestions.some((entry) => entry.section === section && (entry.isRequired || entry.text === null));
+    return this.sections.filter((section) => !isOpen(section)).length;
+  }
+
+  /** List the open questions beside the button that hands in. */
+  showOpenQuestions() {
+    const box = document.getElementById("unanswered"), required = this.requiredQuestions;
+    const optional = this.openQuestions.filter(({ isRequired }) => !isRequired);
+    const line = (key, questions, className) =>
+      createElement("p", { class: className }, createElement("strong", {}, t(key)), " ", describeOpenQuestions(questions));
+    box.replaceChildren(
+      ...(required.length ? [line("rank.open_required", required, "alert")] : []),
+      ...(optional.length ? [line("rank.open_optional", optional, "muted small")] : []),
+    );
+    box.hidden = !box.childElementCount;
+    if (box.hidden) return;
+    const button = createElement("button", { type: "button", class: "button small", id: "go-open" }, t("rank.go_open"));
+    button.addEventListener("click", () => this.goToOpenQuestion());
+    box.append(createElement("div", { class: "row" }, button));
+  }
+
+  /** Show the first required question that is open, or the first open one. */
+  goToOpenQuestion() {
+    const question = this.requiredQuestions[0] ?? this.openQuestions[0];
+    if (!question) return;
+    const index = question.section ? this.sections.indexOf(question.section) : this.ratingStage.index;
+    this.showStage("rate", false);
+    this.ratingStage.showIndex(index, { focus: false });
+    const input = question.element.querySelector("input");
+    input.focus({ preventScroll: true });
+    question.element.scrollIntoView({ block: "center" });
+  }
+
+  /** Whether every completion has a rank. */
   get isComplete() {
     return isComplete(this.board.state);
   }

@@ -1,6 +1,7 @@
-// Rating stage of a ranking task, one completion at a time: 1 to 7 and the labels. Keys: 1-7, x, arrows. The state is in the form's controls.
+// Rating stage of a ranking task, one completion at a time: 1 to 7 and the labels. Keys: 1-7, letters of the questions, x, arrows. The state is in the form's controls.
 
 import { t } from "./i18n.js";
+import { cycleAnswer } from "./questions.js";
 
 export class RatingStage {
   /** @param onChange called after a key or button changed the form. @param onShow called with the id of the completion on screen. */
@@ -11,7 +12,7 @@ export class RatingStage {
       section.querySelector(".back").addEventListener("click", () => this.showIndex(index - 1));
       section.querySelector(".back").hidden = index === 0;
       section.querySelector(".next").addEventListener("click", () => this.showIndex(index + 1));
-      section.querySelector(".clear").addEventListener("click", () => clearSection(section, onChange));
+      section.querySelector(".clear")?.addEventListener("click", () => clearSection(section, onChange));
     });
     bindAnswerNoButtons(form, onChange);
   }
@@ -27,20 +28,20 @@ export class RatingStage {
     this.sections.forEach((section, position) => (section.hidden = position !== this.index));
     this.onShow(this.section.dataset.id);
     if (!focus) return;
-    const ratingInput = this.section.querySelector(".scale input:checked") ?? this.section.querySelector(".scale input");
+    const ratingInput = this.section.querySelector(".scale input:checked") ?? this.section.querySelector("input:not(:disabled), textarea");
     ratingInput.focus({ preventScroll: true });
     window.scrollTo({ top: 0 });
   }
 
   /** Handle a key. -> whether it was one of this stage's. */
   handleKey(event) {
-    const digit = /^[1-7]$/.test(event.key);
-    if (digit) {
-      const radio = this.section.querySelector(`.scale input[value="${event.key}"]`);
+    const radio = /^[1-7]$/.test(event.key) && this.section.querySelector(`.scale input[value="${event.key}"]`);
+    if (radio) {
       radio.checked = true;
       radio.focus({ preventScroll: true });
       this.onChange();
-    } else if (event.key === "x") answerRemainingNo(this.section.querySelector(".labels"), this.onChange);
+    } else if (event.key === "x") answerRemainingNo(this.section, this.onChange);
+    else if (cycleAnswer([this.section, this.form.querySelector("#task-questions")], event.key)) this.onChange();
     else if (event.key === "ArrowRight" && event.target.type !== "radio") this.showIndex(this.index + 1);
     else if (event.key === "ArrowLeft" && event.target.type !== "radio") this.showIndex(this.index - 1);
     else return false;
@@ -52,11 +53,6 @@ export class RatingStage {
 export function ratingOf(form, id) {
   const checkedInput = form.querySelector(`input[name="rating:${CSS.escape(id)}"]:checked`);
   return checkedInput ? Number(checkedInput.value) : null;
-}
-
-/** Count the completions that have a rating. */
-export function countRated(form, ids) {
-  return ids.filter((id) => ratingOf(form, id) !== null).length;
 }
 
 /** Bind the buttons that answer No to all remaining questions. */
@@ -71,7 +67,7 @@ export function bindAnswerNoButtons(form, onChange) {
 export function answerRemainingNo(labels, onChange) {
   let count = 0;
   for (const question of labels.querySelectorAll(".ask")) {
-    if ("byHand" in question.dataset || question.querySelector("input:checked")) continue;
+    if (question.hidden || "byHand" in question.dataset || question.querySelector("input:checked")) continue;
     question.querySelector('input[value="no"]').checked = true;
     question.classList.add("filled");
     count += 1;

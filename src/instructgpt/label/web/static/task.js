@@ -175,6 +175,11 @@ async function onSubmit(event) {
     ranking.announce(document.getElementById("missing").textContent);
     return;
   }
+  if (ranking?.requiredQuestions.length) {
+    ranking.goToOpenQuestion();
+    ranking.announce(document.getElementById("unanswered").textContent);
+    return;
+  }
   isSending = true;
   showError("");
   try {

@@ -8,13 +8,14 @@ from fastapi import APIRouter, Depends, Request, Response
 from sqlalchemy.orm import Session
 
 from instructgpt.label.auth.dependencies import LabelerUser, Principal, get_current_principal, get_site
-from instructgpt.label.db.models import Assignment, Instructions, current_time_ms, new_id
+from instructgpt.label.db.models import Assignment, Batch, Instructions, Task, current_time_ms, new_id
 from instructgpt.label.db.models.submissions import SKIP_REASONS
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks import actions, submission_history, submissions, threads
 from instructgpt.label.tasks.assignments import get_own_assignment
 from instructgpt.label.tasks.form_fields import FormFields, fields_to_payload, payload_to_fields
-from instructgpt.label.tasks.forms import MAX_TEXT_LENGTH
+from instructgpt.label.tasks.forms import MAX_TEXT_LENGTH, RankingForm
+from instructgpt.label.tasks.questions import batch_questions, list_unanswered
 from instructgpt.label.tasks.task_view import TaskView, build_task_view
 from instructgpt.label.vocabulary import TASK_KINDS
 from instructgpt.label.web.rendering import get_translator, redirect, render_page, translate_error
@@ -136,7 +137,7 @@ def _submit_form(
         key = dict(posted).get("key", "")
         actions.submit_task(site, user, assignment_id, {"fields": posted}, key, is_edit=is_edit)
     except SiteError as error:
-        if error.code != "bad_form":
+        if error.code not in ("bad_form", "unanswered"):
             raise
         message = translate_error(request, error)
         with site.database.read() as db:
@@ -162,6 +163,8 @@ def show_submitted_task(request: Request, principal: LabelerUser, assignment_id:
             path_prefix=f"/tasks/{assignment.id}",
             submission=submission,
             form=task.submission or {},
+            own={question.name: question for question in task.labels},
+            unanswered=_count_unanswered(db, assignment, task),
             order=_format_ranking(task, ranks),
             ranks=ranks,
             completions=sorted(task.completions, key=lambda completion: ranks.get(completion.id, 0)),
@@ -169,6 +172,15 @@ def show_submitted_task(request: Request, principal: LabelerUser, assignment_id:
             editable_until=submissions.editable_until(site.settings, assignment),
             messages=threads.list_thread_messages(db, assignment.task_id, principal.user.id),
         )
+
+
+def _count_unanswered(db: Session, assignment: Assignment, task: TaskView) -> int:
+    """Count the questions that a submitted ranking left open."""
+    if task.kind != "rank" or task.submission is None:
+        return 0
+    batch = db.get_one(Batch, db.get_one(Task, assignment.task_id).batch_id)
+    form = RankingForm.model_validate(task.submission)
+    return len(list_unanswered(batch_questions(batch), form, assignment.shown))
 
 
 def _format_ranking(task: TaskView, ranks: dict[str, int]) -> str:

@@ -37,16 +37,22 @@ from instructgpt.label.db.staging import try_out, write_in_portions
 from instructgpt.label.errors import SiteError, format_user_message
 from instructgpt.label.tasks import batch_requests, batches
 from instructgpt.label.tasks.batch_requests import BATCH_INPUT_FILES, BatchSpec
+from instructgpt.label.tasks.questions import ANSWER_POLICIES, batch_questions, load_questions_yaml
 from instructgpt.label.tasks.task_view import newest_turn
 from instructgpt.label.vocabulary import MAX_COMPLETIONS
 from instructgpt.label.web.pages.owner.overview import parse_positive
 from instructgpt.label.web.rendering import redirect, render_page
-from instructgpt.records import USE_CASES, format_validation_error
+from instructgpt.records import LABELS, USE_CASES, format_validation_error
 
 router = APIRouter()
 _TASKS_PER_PAGE = 50
 _PREVIEW_LENGTH = 160
 """Characters of a prompt in the list of tasks."""
+_QUESTIONS_EXAMPLE = """rating: {points: 5, low: {en: useless}, high: {en: perfect}}
+labels:
+  cites_source: {text: {en: Names a source}, answer: required}
+  source_exists: {text: {en: The source exists}, when: {cites_source: yes}}
+"""
 _PERCENT_FIELDS = ("cohort_share", "gold_share", "repeat_share")
 """Shares that the form has in percent."""
 
@@ -65,7 +71,7 @@ async def _read_batch_form(request: Request) -> _BatchFormInput:
     folder = get_site(request).settings.folder
     files: dict[str, tuple[str, str]] = {}
     error: str | None = None
-    async with request.form(max_files=len(BATCH_INPUT_FILES), max_fields=60) as form:
+    async with request.form(max_files=len(BATCH_INPUT_FILES), max_fields=90) as form:
         for name in BATCH_INPUT_FILES:
             upload, token = form.get(name), form.get(f"{name}_token")
             if isinstance(upload, UploadFile) and upload.filename:
@@ -149,6 +155,7 @@ def _create_batch(db: Session, folder: Path, form: _BatchFormInput, creator: Per
                 values[name] = float(values[name].replace(",", ".")) / 100
             except ValueError as error:
                 raise InputError(f"{name}: '{values[name]}' is not a percentage") from error
+    values["questions"] = _read_questions(fields) if fields.get("kind") == "rank" else None
     try:
         spec = BatchSpec.model_validate(values)
     except ValidationError as error:
@@ -164,6 +171,23 @@ def _create_batch(db: Session, folder: Path, form: _BatchFormInput, creator: Per
         for name, path in paths.items():
             message = message.replace(str(path), form.files[name][1])
         raise InputError(message) from error
+
+
+def _read_questions(fields: Mapping[str, str]) -> dict[str, Any] | None:
+    """Read the questions of a form: the YAML as typed, then the choices for the rating and each label of Table 3."""
+    document = load_questions_yaml(fields.get("questions", "")) or {}
+    if "answer_rating" in fields:
+        rating = document.get("rating")
+        document["rating"] = (rating if isinstance(rating, dict) else {}) | {"answer": fields["answer_rating"]}
+    chosen = {name: fields[f"answer_{name}"] for name in LABELS if f"answer_{name}" in fields}
+    if chosen:
+        labels = document.get("labels") or {}
+        for name, answer in chosen.items():
+            labels[name] = (labels[name] if isinstance(labels.get(name), dict) else {}) | {"answer": answer}
+        document["labels"] = labels
+    if "answer_table_3" in fields:
+        document["table_3"] = fields["answer_table_3"]
+    return document or None
 
 
 def _render_batch_form(
@@ -189,6 +213,9 @@ def _render_batch_form(
         use_cases=USE_CASES,
         commands=[f"instructgpt {' '.join(sample_arguments)}", f"instructgpt label batch {batch_arguments}"],
         max_completions=MAX_COMPLETIONS,
+        questions_example=_QUESTIONS_EXAMPLE,
+        answer_policies=ANSWER_POLICIES,
+        table_3=LABELS,
         screening_parts=batches.SCREENING_TASK_PARTS,
     )
 
@@ -234,6 +261,7 @@ def show_batch(
             is_blind=is_blind(batch),
             hourly=hourly,
             intake={name: count for name, count in batch.intake.items() if count},
+            questions=batch_questions(batch) if batch.kind == "rank" else None,
         )
 
 

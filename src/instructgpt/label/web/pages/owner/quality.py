@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from instructgpt.label.analysis import quality
 from instructgpt.label.analysis.quality import TYPICAL_AGREEMENT_RANGE, QualityReport
+from instructgpt.label.analysis.results import get_hidden_model_names, redact_model_names
 from instructgpt.label.auth.dependencies import TeamUser, get_site
-from instructgpt.label.db.models import Batch
+from instructgpt.label.db.models import Batch, PromptRow, Task
 from instructgpt.label.errors import SiteError
+from instructgpt.label.tasks.questions import load_own_questions
+from instructgpt.label.tasks.task_view import newest_turn
 from instructgpt.label.web import charts
 from instructgpt.label.web.params import or_404
 from instructgpt.label.web.rendering import render_page
@@ -25,12 +30,16 @@ _MAX_DISAGREEMENTS = 20
 _AGREEMENT_RULES = ("decided", "half_credit", "three_way", "tie_rate")
 _LABELER_COLUMNS = ["labeler", "cohort", "rankings", "shared_pairs", "agreement", "agreement_shrunk", "low", "high"]
 _LABELER_COLUMNS += ["gold", "repeats", "tie_rate", "seconds_a_completion", "hours", "pasted", "mean_rating"]
-_LABELER_COLUMNS += [*(f"rating_{number}" for number in range(1, 8)), "position_p", "as_shown"]
+_LABELER_COLUMNS += [*(f"rating_{number}" for number in range(1, 8)), "position_p", "as_shown", "unrated", "unanswered"]
 
 
 @router.get("/quality")
 def show_quality(request: Request, _: TeamUser, batch: str = "") -> Response:
     report, batch_names = _load_quality(request, batch)
+    disagreements = [row for row in report.disagreements if row.opposite][:_MAX_DISAGREEMENTS]
+    with get_site(request).database.read() as db:
+        own = load_own_questions(db, batch or None)
+        prompts = _load_prompts(db, [row.task for row in disagreements])
     return render_page(
         request,
         "owner/quality.html",
@@ -40,8 +49,18 @@ def show_quality(request: Request, _: TeamUser, batch: str = "") -> Response:
         band=TYPICAL_AGREEMENT_RANGE,
         rules=_AGREEMENT_RULES,
         people={labeler.labeler: labeler.name for labeler in report.labelers},
-        disagreements=[row for row in report.disagreements if row.opposite][:_MAX_DISAGREEMENTS],
+        disagreements=disagreements,
+        own=own,
+        prompts=prompts,
     )
+
+
+def _load_prompts(db: Session, task_ids: Sequence[str]) -> dict[str, str]:
+    """Return what names each task: its prompt, or the newest turn of a conversation, without hidden model names."""
+    statement = select(Task.id, PromptRow.text, PromptRow.messages).join(PromptRow, PromptRow.id == Task.prompt_id)
+    hidden_names = get_hidden_model_names(db)
+    rows = db.execute(statement.where(Task.id.in_(task_ids)))
+    return {task: redact_model_names(newest_turn(text, turns), hidden_names) for task, text, turns in rows}
 
 
 def _load_quality(request: Request, batch: str) -> tuple[QualityReport, list[tuple[str, str]]]:
@@ -123,7 +142,7 @@ def _labeler_table(report: QualityReport) -> _CsvTable:
         checks = [check.decided.value if check else None for check in (row.gold, row.repeats)]
         habits = [row.report.ties.share, row.seconds, row.hours, row.pasted, row.mean_rating, *row.ratings]
         cells = [row.pseudonym, row.cohort, row.rankings, *shared, *shrunk, *checks, *habits]
-        rows.append([*cells, row.report.position.p, row.report.as_shown.share])
+        rows.append([*cells, row.report.position.p, row.report.as_shown.share, row.unrated, row.unanswered])
     return _LABELER_COLUMNS, rows
 
 

@@ -15,6 +15,7 @@ from instructgpt.label.auth.dependencies import TeamUser, get_site
 from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import Batch, current_time_ms
 from instructgpt.label.errors import SiteError
+from instructgpt.label.tasks.questions import load_own_questions
 from instructgpt.label.web.pages.owner.batches import get_batch_or_404
 from instructgpt.label.web.rendering import redirect, render_page
 from instructgpt.records import LABELS
@@ -39,7 +40,9 @@ def show_result(request: Request, _: TeamUser, batch_id: str, baseline: str = ""
             precision = results.compute_precision(db, batch)
             return render_page(request, "owner/result_blind.html", batch=batch, precision=precision)
         report = _compute_results(db, batch, baseline)
-    return render_page(request, "owner/result.html", batch=batch, results=report, labels=LABELS)
+        own = load_own_questions(db, batch.id)
+    labels = tuple(dict.fromkeys((*LABELS, *own)))
+    return render_page(request, "owner/result.html", batch=batch, results=report, labels=labels, own=own)
 
 
 @router.get("/results/{batch_id}/results.json")

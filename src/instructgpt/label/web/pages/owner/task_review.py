@@ -16,6 +16,7 @@ from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import Assignment, Batch, MessageRow, Person, PromptRow, Skip, Task, current_time_ms
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks import assignments, batches, threads
+from instructgpt.label.tasks.questions import load_own_questions
 from instructgpt.label.tasks.submission_history import list_task_submissions
 from instructgpt.label.web.params import or_404
 from instructgpt.label.web.rendering import redirect, render_page
@@ -55,6 +56,7 @@ def show_task_review(request: Request, _: TeamUser, task_id: str) -> Response:
             threads=_threads_by_labeler(db, task),
             skips=list(db.execute(skips)),
             unlimited=batches.UNLIMITED_OVERLAP,
+            own=load_own_questions(db, task.batch_id),
         )
 
 
