@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +37,7 @@ from instructgpt.label.db.staging import try_out, write_in_portions
 from instructgpt.label.errors import SiteError, format_user_message
 from instructgpt.label.tasks import batch_requests, batches
 from instructgpt.label.tasks.batch_requests import BATCH_INPUT_FILES, BatchSpec
+from instructgpt.label.tasks.batch_warnings import BatchWarning, find_batch_warnings
 from instructgpt.label.tasks.questions import ANSWER_POLICIES, batch_questions, load_questions_yaml
 from instructgpt.label.tasks.task_view import newest_turn
 from instructgpt.label.vocabulary import MAX_COMPLETIONS
@@ -111,16 +112,16 @@ def preview_batch(request: Request, principal: TeamUser, form: _BatchForm) -> Re
     """Create the batch, count its work, and roll everything back."""
     site, hourly_rate = get_site(request), parse_positive(form.fields.get("hourly", ""))
 
-    def create(db: Session) -> tuple[Any, dict[str, Any], forecast.Workload]:
+    def create(db: Session) -> tuple[Any, dict[str, Any], forecast.Workload, list[BatchWarning]]:
         batch = _create_batch(db, site.settings.folder, form, principal.user)
         workload = forecast.estimate_batch_workload(db, batch, hourly_rate)
-        return _count_tasks_by_size(db, batch), batch.intake, workload
+        return _count_tasks_by_size(db, batch), batch.intake, workload, find_batch_warnings(db, batch)
 
     try:
-        sizes, intake, workload = try_out(site.database, create)
+        sizes, intake, workload, warnings = try_out(site.database, create)
     except InputError as error:
         return _render_batch_form(request, form, str(error))
-    return _render_batch_form(request, form, None, workload, sizes, intake)
+    return _render_batch_form(request, form, None, workload, sizes, intake, warnings)
 
 
 @router.post("/batches")
@@ -197,6 +198,7 @@ def _render_batch_form(
     workload: Workload | None = None,
     sizes: Mapping[int, int] | None = None,
     intake: Mapping[str, int] | None = None,
+    warnings: Sequence[BatchWarning] = (),
 ) -> Response:
     sample_arguments = batch_requests.build_sample_arguments("DIR", "prompts.jsonl", 2, "completions.jsonl")
     folder = shlex.quote(str(get_site(request).settings.folder))
@@ -208,6 +210,7 @@ def _render_batch_form(
         form=form,
         error=error,
         workload=workload,
+        warnings=warnings,
         sizes=sizes,
         intake={name: count for name, count in (intake or {}).items() if count},
         use_cases=USE_CASES,
@@ -262,6 +265,7 @@ def show_batch(
             hourly=hourly,
             intake={name: count for name, count in batch.intake.items() if count},
             questions=batch_questions(batch) if batch.kind == "rank" else None,
+            warnings=find_batch_warnings(db, batch) if batch.state != "closed" else (),
         )
 
 
