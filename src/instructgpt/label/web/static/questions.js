@@ -42,18 +42,28 @@ function shortName(ask) {
   return ask.firstElementChild.dataset.short;
 }
 
-/** Describe open questions on one line: "rating: A, C; opinion: B". */
+/** Describe open questions on one line: "rating: A, C; opinion, moral judgment: A–I". */
 export function describeOpenQuestions(questions) {
-  const groups = new Map();
+  const lettersByName = new Map();
   for (const { section, text } of questions) {
-    const letters = groups.get(text) ?? groups.set(text, []).get(text);
+    const letters = lettersByName.get(text) ?? lettersByName.set(text, []).get(text);
     if (section) letters.push(section.dataset.letter);
   }
-  const parts = [...groups].map(([name, letters]) => {
-    if (name === null) return t("rank.open_rating", { letters: letters.join(", ") });
-    return letters.length ? t("rank.open_label", { name, letters: letters.join(", ") }) : name;
-  });
+  const namesByLetters = new Map();
+  for (const [name, letters] of lettersByName) {
+    const key = formatLetters(letters);
+    if (name === null) namesByLetters.set(`rating ${key}`, [t("rank.open_rating", { letters: key })]);
+    else namesByLetters.set(key, [...(namesByLetters.get(key) ?? []), name]);
+  }
+  const parts = [...namesByLetters].map(([letters, names]) =>
+    !letters || letters.startsWith("rating ") ? names.join("; ") : t("rank.open_label", { name: names.join(", "), letters }),
+  );
   return parts.join("; ");
+}
+
+function formatLetters(letters) {
+  const isRun = letters.length > 2 && letters.at(-1).charCodeAt(0) - letters[0].charCodeAt(0) === letters.length - 1;
+  return isRun ? `${letters[0]}–${letters.at(-1)}` : letters.join(", ");
 }
 
 /** Answer the question with a letter by the next of its answers: yes, no, not applicable. -> whether there is one. */
