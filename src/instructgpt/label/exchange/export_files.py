@@ -55,8 +55,8 @@ _PROVENANCE = (
 EXPORT_COLUMNS: dict[ExportFileName, dict[str, str]] = {
     "rankings": _columns(
         f"{_PROMPT} completions:texts ranks:ints labeler:text cohort:text fold:int models:texts finish:texts",
-        "ratings:ints labels:label_list unanswered:text_lists answers:answers none_acceptable:bool confidence:int shown:ints",
-        "names_itself:bool",
+        "ratings:ints labels:label_list unanswered:text_lists answers:answers",
+        "none_acceptable:bool confidence:int shown:ints names_itself:bool",
         *_PROVENANCE,
     ),
     "demonstrations": _columns(f"{_PROMPT} completion:text", *_PROVENANCE),

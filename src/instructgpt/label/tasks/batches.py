@@ -79,20 +79,15 @@ def create_batch_with_tasks(
     Args:
         prompts: one task each; rank batches default to the prompts of the completions.
         completions: rank: identical completions of a prompt are merged.
-        screening: the part of the screening test that the batch is for.
-        cohort: None: both cohorts.
+        screening, cohort: the part of the screening test that the batch is for; None: both cohorts.
         baseline: evaluation: the model that every task must contain.
         gold: known answers by the prompt's text or id. Rank: `{completion text: rank}`; others: fields of the form.
-        questions: rank: a document of `questions.parse_questions`; None: the paper's, all optional.
         briefs: write: one task each, with `form`, `use_case`, `hint`.
 
     Raises:
         InputError: the arguments contradict each other, or no task is left.
     """
     _check_batch_fields(db, name, kind, purpose, screening, cohort)
-    if questions is not None and kind != "rank":
-        raise InputError(f"questions belong to rankings, not to a batch of kind '{kind}'")
-    parse_questions(questions)
     rng = Random(f"{policy.seed}:{name}")
     report = IngestReport()
     candidates = ingest.build_task_candidates(db, kind, prompts, completions, policy.k, baseline, report, rng)
@@ -109,7 +104,7 @@ def create_batch_with_tasks(
         policy=policy.model_dump(mode="json"),
         intake={},
         baseline=baseline,
-        questions=dict(questions) if questions else None,
+        questions=_check_questions(kind, questions),
         priority=priority,
         created_by=created_by.id if created_by else None,
     )
@@ -121,6 +116,14 @@ def create_batch_with_tasks(
     batch.intake = report.model_dump(mode="json")
     db.flush()
     return batch
+
+
+def _check_questions(kind: str, questions: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the document of `questions.parse_questions`, None for the paper's questions; raise InputError."""
+    if questions and kind != "rank":
+        raise InputError(f"questions belong to rankings, not to a batch of kind '{kind}'")
+    parse_questions(questions)
+    return dict(questions) if questions else None
 
 
 def _check_batch_fields(

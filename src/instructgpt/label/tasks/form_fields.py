@@ -1,7 +1,8 @@
 """Map a task's form between web form fields and the JSON of drafts and submissions.
 
 Fields: `rating:<completion>`, `label:<completion>:<label>` (yes, no, na), `note:<completion>`, `tier:<completion>`
-(1 is best), `answer:<label>` of the whole task, for prompts `label:<label>`, `example_prompt`, `example_completion`; the others are named as in forms.py.
+(1 is best), `answer:<label>` of the whole task, for prompts `label:<label>`, `example_prompt`, `example_completion`;
+the others are named as in forms.py.
 """
 
 from __future__ import annotations

@@ -189,10 +189,10 @@ def _is_excluded(question: LabelQuestion, answers: Answers) -> bool:
 
 
 def complete_form(questions: QuestionSet, form: RankingForm, completions: Sequence[str]) -> RankingForm:
-    """Check a form against the questions (completions in the order of their letters), and fill what follows from its answers.
+    """Check a form against the questions, and fill what follows from its answers.
 
     A question that an answer rules out is not applicable (None). A program that answers only `satisfies_constraint`
-    has answered `has_constraint` too.
+    has answered `has_constraint` too. `completions`: in the order of their letters.
 
     Raises:
         ValueError: an answer to a question that is off, unknown or ruled out; a rating above the scale.
