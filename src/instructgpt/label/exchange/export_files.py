@@ -190,9 +190,11 @@ def _arrow_schema(name: ExportFileName, own_questions: Mapping[str, LabelQuestio
     """Build the Arrow schema of a file. A struct of labels holds null for unanswered ones; `unanswered` names them."""
     import pyarrow as pa
 
-    own = {scope: [n for n, each in own_questions.items() if each.scope == scope] for scope in ("completion", "task")}
-    labels = pa.struct([(label, pa.bool_()) for label in (*LABELS, *own["completion"])])
-    answers = pa.struct([(label, pa.bool_()) for label in (CONSTRAINT_QUESTION, *own["task"])])
+    names_by_scope = {
+        scope: [n for n, each in own_questions.items() if each.scope == scope] for scope in ("completion", "task")
+    }
+    labels = pa.struct([(label, pa.bool_()) for label in (*LABELS, *names_by_scope["completion"])])
+    answers = pa.struct([(label, pa.bool_()) for label in (CONSTRAINT_QUESTION, *names_by_scope["task"])])
     arrow_types = {
         "text": pa.string(),
         "int": pa.int64(),

@@ -133,8 +133,8 @@ def _iter_rankings(db: Session, export_filter: ExportFilter, tally: ExportTally)
 
 def _unanswered_labels(item: ExportItem, labels: Mapping[str, Any]) -> list[str]:
     """Return the unanswered labels; in a table their null would be read as not applicable."""
-    own = [name for name in batch_questions(item.batch).active("completion") if name not in LABELS]
-    return [name for name in (*LABELS, *own) if name not in labels]
+    extra_labels = [name for name in batch_questions(item.batch).active("completion") if name not in LABELS]
+    return [name for name in (*LABELS, *extra_labels) if name not in labels]
 
 
 def _ranking_provenance(item: ExportItem, prompt: PromptRow) -> ExportRow:

@@ -93,13 +93,13 @@ class QuestionSet(BaseModel):
         for name, question in self.labels.items():
             if not question.text and name not in TABLE_3:
                 raise ValueError(f"labels.{name} needs a text, such as text: {{en: ...}}")
-            for other in question.when:
-                if other not in earlier:
-                    raise ValueError(f"labels.{name}.when: there is no question '{other}' before it")
-                if question.scope == "task" and earlier[other].scope != "task":
+            for condition in question.when:
+                if condition not in earlier:
+                    raise ValueError(f"labels.{name}.when: there is no question '{condition}' before it")
+                if question.scope == "task" and earlier[condition].scope != "task":
                     raise ValueError(f"labels.{name}.when: a question of the task cannot follow one of a completion")
-                if earlier[other].answer == "off" and question.answer != "off":
-                    raise ValueError(f"labels.{name}.when: the question '{other}' is off")
+                if earlier[condition].answer == "off" and question.answer != "off":
+                    raise ValueError(f"labels.{name}.when: the question '{condition}' is off")
             earlier[name] = question
         return self
 

@@ -38,7 +38,7 @@ def show_quality(request: Request, _: TeamUser, batch: str = "") -> Response:
     report, batch_names = _load_quality(request, batch)
     disagreements = [row for row in report.disagreements if row.opposite][:_MAX_DISAGREEMENTS]
     with get_site(request).database.read() as db:
-        own = load_own_questions(db, batch or None)
+        own_questions = load_own_questions(db, batch or None)
         prompts = _load_prompts(db, [row.task for row in disagreements])
     return render_page(
         request,
@@ -50,7 +50,7 @@ def show_quality(request: Request, _: TeamUser, batch: str = "") -> Response:
         rules=_AGREEMENT_RULES,
         people={labeler.labeler: labeler.name for labeler in report.labelers},
         disagreements=disagreements,
-        own=own,
+        own=own_questions,
         prompts=prompts,
     )
 

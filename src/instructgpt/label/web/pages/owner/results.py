@@ -40,9 +40,9 @@ def show_result(request: Request, _: TeamUser, batch_id: str, baseline: str = ""
             precision = results.compute_precision(db, batch)
             return render_page(request, "owner/result_blind.html", batch=batch, precision=precision)
         report = _compute_results(db, batch, baseline)
-        own = load_own_questions(db, batch.id)
-    labels = tuple(dict.fromkeys((*LABELS, *own)))
-    return render_page(request, "owner/result.html", batch=batch, results=report, labels=labels, own=own)
+        own_questions = load_own_questions(db, batch.id)
+    labels = tuple(dict.fromkeys((*LABELS, *own_questions)))
+    return render_page(request, "owner/result.html", batch=batch, results=report, labels=labels, own=own_questions)
 
 
 @router.get("/results/{batch_id}/results.json")
