@@ -88,6 +88,11 @@ class StageConfig(CommandConfig):
     track: tuple[TrackerName, ...] = Field((), description="also log metrics to tensorboard, trackio or wandb")
     resume: bool = Field(True, description="resume from the last checkpoint in --out; --no-resume empties it first")
     checkpoints: int = Field(2, ge=1, description="checkpoints to keep; a corrupt one falls back to the previous one")
+    checkpoint_minutes: float | None = Field(
+        None,
+        ge=0,
+        description="minutes between checkpoints; default: 1, and more where writing takes over 5 % of the time",
+    )
     lora: int = Field(0, ge=0, description="rank of LoRA adapters; 0 trains all weights")
     memory: tuple[Literal["bf16", "checkpointing", "adam8bit", "offload"], ...] = Field(
         (), description="memory savings to apply: bf16, checkpointing, adam8bit, offload, or several"

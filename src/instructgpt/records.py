@@ -181,13 +181,15 @@ class PromptFields(Record):
             return row
         if row.get("messages") is not None:
             return {name: value for name, value in row.items() if name != "prompt"}
-        if row.get("prompt") is None:
-            raise ValueError("expected 'prompt' (text) or 'messages' (a list of role and content)" + _list_columns(row))
-        return row
+        return {name: value for name, value in row.items() if name != "prompt" or value is not None}
 
     @model_validator(mode="after")
     def _check_prompt(self) -> Self:
         if self.messages is None:
+            if "prompt" not in self.model_fields_set:
+                columns = ", ".join(sorted(self.model_fields_set | (self.model_extra or {}).keys())) or "none"
+                expected = "expected 'prompt' (text) or 'messages' (a list of role and content)"
+                raise ValueError(f"{expected} (columns found: {columns}); 'data import' reads other formats")
             if not self.prompt.strip():
                 raise ValueError("'prompt' is empty")
             return self
@@ -221,10 +223,6 @@ class PromptFields(Record):
         if self.messages is not None:
             del columns["prompt"]
         return columns
-
-
-def _list_columns(row: dict[str, Any]) -> str:
-    return f" (columns found: {', '.join(map(str, row)) or 'none'}); 'data import' reads other formats"
 
 
 class Prompt(PromptFields):

@@ -43,7 +43,7 @@ def copied(folder, tmp_path):
         ),
         ({"prompt": "x", "completion": 3}, ":2: column 'completion': Input should be a valid string"),
         ({"prompt": "  ", "completion": "y"}, ":2: 'prompt' is empty"),
-        ({"completion": "y"}, ":2: expected either 'prompt' (text) or 'messages'"),
+        ({"completion": "y"}, ":2: expected 'prompt' (text) or 'messages'"),
     ],
 )
 def test_bad_line_error_names_file_and_line(second, said, kit, command, tmp_path, out):
@@ -155,7 +155,7 @@ def test_score_refuses_or_skips_completions_longer_than_the_context(kit, command
     rows = [
         GOOD | {"note": 1},
         GOOD | {"completion": LONG},
-        {"messages": messages, "completion": "red", "prompt": "sea"},
+        {"messages": messages, "completion": "red"},
     ]
     file = write(tmp_path / "c.jsonl", rows)
     argv = ["score", "--reward", kit.reward, "--data", file, "--out", out]

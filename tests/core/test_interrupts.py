@@ -20,7 +20,7 @@ from support.commands import EAGER, SMALL_RUN, CommandProcess, Kit, logged, snap
 from instructgpt.run import checkpoints
 from instructgpt.run import directory as run_module
 from instructgpt.run.directory import RunDirectory
-from instructgpt.train import pretrain
+from instructgpt.train import pretrain, startup
 
 MANY = ("--tokens", 64 * 120)
 UPDATES = ("--episodes", 4 * 20)
@@ -217,17 +217,21 @@ def test_full_disk_stops_a_stage_and_it_resumes(place, kit, command, monkeypatch
     assert not leftovers(out)
 
 
+@pytest.mark.parametrize("save_folder", [".trial", ".part"])
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
-def test_full_disk_at_the_final_save(file, kit, command, monkeypatch, tmp_path):
-    out, save = tmp_path / "out", pretrain.save_policy
+def test_full_disk_at_the_first_and_at_the_final_save(file, save_folder, kit, command, monkeypatch, tmp_path):
+    out, save = tmp_path / "out", startup.save_policy
+
+    def save_to_full_disk(model, tokenizer, folder):
+        save(model, tokenizer, fill(folder / file).parent if folder.name == save_folder else folder)
+
     with monkeypatch.context() as patched:
-        patched.setattr(
-            pretrain, "save_policy", lambda model, render, folder: save(model, render, fill(folder / file).parent)
-        )
+        patched.setattr(startup, "save_policy", save_to_full_disk)
         told = command(*kit.pretrain(out)).error_line(1)
     assert told == f"{out}: no space left on the disk; free some and run the same command again"
     assert not (out / "model.safetensors").exists()
     assert not list(out.rglob("*.part"))
+    assert not (out / ".trial").exists()
     assert command(*kit.pretrain(out)).code == 0
     assert same_weights(out, kit.base)
 
@@ -237,7 +241,7 @@ def test_full_disk_while_completions_are_written(kit, command, tmp_path):
     argv = ["sample", "--model", kit.base, "--prompts", kit.prompts, "--max-tokens", 4, "--out", out]
     fill(tmp_path / f".c.jsonl.{os.getpid()}.part")
     assert f"{out}: no space left on the disk" in command(*argv).error_line(1)
-    assert not list(tmp_path.iterdir())
+    assert not out.exists()
     assert command(*argv).code == 0
 
 

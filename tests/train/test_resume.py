@@ -148,7 +148,14 @@ def test_run_stopped_during_save_resumes(stage, monkeypatch, rows_of):
     main, config = stage("sft", "stopped")
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "CHECKPOINT_INTERVAL_S", 0.0)
-        patch.setattr(sft, "save_policy", lambda *given: (given[2] / "config.json").write_text("half") and 1 / 0)
+        save = sft.save_and_verify_policy
+
+        def fail_at_the_end(model, tokenizer, folder):
+            if folder.name == ".trial":
+                return save(model, tokenizer, folder)
+            return (folder / "config.json").write_text("half") and 1 / 0
+
+        patch.setattr(sft, "save_and_verify_policy", fail_at_the_end)
         with pytest.raises(ZeroDivisionError):
             main(config)
     assert not (config.out / "config.json").exists(), "nothing half written is in its place"

@@ -105,8 +105,9 @@ def gather_in_order(rank_rows: Sequence[int], results: Sequence[_T], count: int,
 
 
 def broadcast_from_rank0(value: _T) -> _T:
-    """Return rank 0's value on every rank."""
+    """Return rank 0's value on every rank; the others wait for it as in `barrier`."""
     values = [value]
+    barrier()
     if get_dist_info().world_size > 1:
         dist.broadcast_object_list(values, 0)
     return values[0]
@@ -121,8 +122,23 @@ def any_rank(*flags: bool) -> list[bool]:
     return [bool(flag) for flag in flag_tensor]
 
 
+class _Waiting:
+    """How ranks wait for one another; `RankMonitor` replaces it by a wait without a collective's time limit."""
+
+    barrier: Callable[[], None] | None = None
+
+
+def set_barrier(wait: Callable[[], None] | None) -> None:
+    """Make `barrier` call this function."""
+    _Waiting.barrier = wait
+
+
 def barrier() -> None:
-    any_rank(False)
+    """Wait until all ranks are here, however long one of them works alone, as long as it shows signs of life."""
+    if _Waiting.barrier is not None:
+        _Waiting.barrier()
+    else:
+        any_rank(False)
 
 
 def format_ranks(ranks: Iterable[int]) -> str:

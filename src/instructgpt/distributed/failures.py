@@ -22,6 +22,7 @@ from instructgpt.errors import InputError, RunError
 ERROR_GRACE_S = 5.0
 """Seconds in which another process may still claim to be the cause of an error. Longer than a heartbeat interval."""
 _HEARTBEAT_INTERVAL_S = 1.0
+_BARRIER_POLL_S = 0.02
 _RESUME_HINT = "run the same command to resume from the last checkpoint"
 _ROOT_ERROR_KEY, _RESTART_KEY = "instructgpt/cause", "instructgpt/less"
 _PEER_ERROR_MARKERS = ("gloo", "nccl", "connection", "socket", "timed out", "timeout", "broken pipe")
@@ -45,6 +46,7 @@ class RankMonitor:
     def __init__(self, store: Store, info: LaunchedRank, restart: Callable[[str], None] | None = None) -> None:
         self.store, self.info, self.restart = store, info, restart
         self._stopped = threading.Event()
+        self._num_barriers = 0
         threading.Thread(target=self._heartbeat, daemon=True).start()
 
     def _heartbeat(self) -> None:
@@ -55,6 +57,29 @@ class RankMonitor:
                     self.restart(self.store.get(_RESTART_KEY).decode())
             except RuntimeError:  # the store has closed; the main thread meets the error
                 return
+
+    def wait_for_ranks(self) -> None:
+        """Wait until all ranks have called this. Unlike a collective it has no time limit while heartbeats go on.
+
+        Raises:
+            RuntimeError: a rank failed, or has been silent for `timeout_s`; `resolve_error` finds the cause.
+        """
+        self._num_barriers += 1
+        key = f"instructgpt/barrier/{self._num_barriers}"
+        self.store.add(key, 1)
+        counts, last_change = self._heartbeats(), [time.monotonic()] * self.info.world_size
+        while self.store.add(key, 0) < self.info.world_size:
+            time.sleep(_BARRIER_POLL_S)
+            if self.store.check([_ROOT_ERROR_KEY]):
+                raise RuntimeError("lost the connection to a rank that failed")
+            now, new_counts = time.monotonic(), self._heartbeats()
+            last_change = [
+                now if new != old else changed
+                for new, old, changed in zip(new_counts, counts, last_change, strict=True)
+            ]
+            counts = new_counts
+            if now - min(last_change) > self.info.timeout_s:
+                raise RuntimeError("timed out waiting for a rank")
 
     def restart_all(self, microbatch_tokens: str) -> None:
         """Restart all ranks with fewer microbatch tokens; if several ranks ask, the first one's number counts."""

@@ -31,7 +31,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from instructgpt.config import RANK_TIMEOUT_S, StageConfig
 from instructgpt.data.packing import MICROBATCH_TOKENS, halve_token_budget
-from instructgpt.distributed.comm import barrier
+from instructgpt.distributed.comm import barrier, set_barrier
 from instructgpt.distributed.failures import ERROR_GRACE_S, LaunchedRank, RankMonitor
 from instructgpt.errors import InputError, RunError, is_out_of_memory
 from instructgpt.run.directory import console
@@ -267,6 +267,7 @@ def _run_rank(
         try:
             timeout = timedelta(seconds=info.timeout_s)
             dist.init_process_group(backend, store=store, rank=info.rank, world_size=info.world_size, timeout=timeout)
+            set_barrier(monitor.wait_for_ranks if info.world_size > 1 else None)
             main(config)
             barrier()  # a rank that left early would close connections its peers still use
         except KeyboardInterrupt:
@@ -276,6 +277,7 @@ def _run_rank(
                 monitor.restart_all(json.dumps(MICROBATCH_TOKENS))
             raise monitor.resolve_error(error) from error
         finally:
+            set_barrier(None)
             # A failed rank keeps its connections and heartbeat: destroying the group here would block on peers, or
             # fail them before the error is known. The parent or torchrun ends the process.
             if info.world_size == 1 or sys.exc_info()[0] is None:

@@ -231,6 +231,7 @@ def save_policy(model: Any, tokenizer: PromptTokenizer, folder: Path) -> None:
     The saved configuration has no dropout: it belongs to the stage, not to the model.
     """
     pad = tokenizer.hf_tokenizer.pad_token_id
+    rates = {name: getattr(model.config, name) for name in dropout_settings(model.config)}
     model.config.update(dropout_settings(model.config))
     generation = model.generation_config
     stop_tokens = list(tokenizer.stop_tokens)
@@ -238,5 +239,8 @@ def save_policy(model: Any, tokenizer: PromptTokenizer, folder: Path) -> None:
     generation.pad_token_id = tokenizer.eos if pad is None else pad
     if generation.temperature not in (None, 1.0) or generation.top_p not in (None, 1.0):
         generation.do_sample = True  # transformers refuses to save sampling settings without it, as chat models had
-    save_weights(model, folder)
+    try:
+        save_weights(model, folder)
+    finally:
+        model.config.update(rates)
     tokenizer.hf_tokenizer.save_pretrained(folder)

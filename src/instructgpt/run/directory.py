@@ -30,6 +30,7 @@ from instructgpt.config import StageConfig
 from instructgpt.errors import InputError, one_line
 from instructgpt.io import check_output_directory, translate_write_errors, write_text_atomic
 from instructgpt.run.lineage import content_hash as content_hash
+from instructgpt.run.lineage import is_unchanged
 from instructgpt.run.lock import acquire_directory_lock, release_directory_lock
 from instructgpt.run.model_card import format_model_card
 from instructgpt.run.signals import get_stop_request
@@ -38,9 +39,11 @@ from instructgpt.run.trackers import Tracker, check_trackers_installed, open_tra
 
 CHECKPOINT_INTERVAL_S = 60.0
 """Time between checkpoints. It never changes a result."""
+_LONG_CHECKPOINT_S = 3.0
+"""A checkpoint that takes longer to write is written less often, so that writing takes 5 % of the time at most."""
 _PRINT_INTERVAL_S = 10.0
 _RECORDED_PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
-_RESUMABLE_OPTIONS = {"out", "device", "resume", "processes", "patience", "track", "checkpoints"}
+_RESUMABLE_OPTIONS = {"out", "device", "resume", "processes", "patience", "track", "checkpoints", "checkpoint_minutes"}
 """Options that may change when a run resumes: they do not affect its result."""
 
 console = Console(highlight=False)
@@ -58,7 +61,7 @@ class RunDirectory:
         self.parents = {name: {"path": str(path), "sha256": content_hash(Path(path))} for name, path in parents.items()}
         self.summary: dict[str, Any] = {}
         self.start_time = self._last_checkpoint_time = time.monotonic()
-        self._last_print_time = 0.0
+        self._last_print_time = self._checkpoint_seconds = 0.0
         self.logged_to_console = self._is_last_step = False
         self._previous_seconds = 0.0
         self.start_date = date.today()
@@ -137,15 +140,37 @@ class RunDirectory:
             raise InputError(f"{self.directory}: holds a run of stage {stages}; choose another --out")
         if not self.config.resume:
             return
+        recorded_parents = record["parents"]
+        moved: dict[str, str] = {}  # new path -> path when the run started, of inputs with the same content
+        for name, parent in self.parents.items():
+            recorded = self._find_recorded_parent(name, parent, recorded_parents)
+            if recorded is None or is_unchanged(Path(parent["path"]), recorded["sha256"]):
+                moved |= {} if recorded is None else {parent["path"]: recorded["path"]}
+                continue
+            if parent["path"] == recorded["path"]:
+                change = f"'{name}' ({parent['path']}) has changed since the run started"
+                raise InputError(f"{self.directory}: {change}; restart with --no-resume")
         before, now = _flatten_settings(record["config"]), _flatten_settings(self._settings())
+        now = {flag: _replace_paths(value, moved) for flag, value in now.items()}
+        # An option that is newer than the run had no other value then.
+        before |= {flag: now[flag] for flag in now.keys() - before.keys() if self._is_default(flag)}
         for flag in sorted(before.keys() | now.keys()):
             if before.get(flag) != now.get(flag):
                 change = f"{flag} was {before.get(flag)} when the run started and is {now.get(flag)} now"
                 raise InputError(f"{self.directory}: {change}; choose another --out, or restart with --no-resume")
-        for name, parent in self.parents.items():
-            if parent["sha256"] != record["parents"].get(name, parent)["sha256"]:
-                change = f"'{name}' ({parent['path']}) has changed since the run started"
-                raise InputError(f"{self.directory}: {change}; restart with --no-resume")
+
+    def _is_default(self, flag: str) -> bool:
+        return flag.removeprefix("--").replace("-", "_") not in self.config.model_fields_set
+
+    def _find_recorded_parent(
+        self, name: str, parent: Mapping[str, str], recorded: Mapping[str, dict[str, str]]
+    ) -> dict[str, str] | None:
+        """Return the recorded input of this name, or one of its kind with the same content under another name."""
+        if name in recorded:
+            return recorded[name]
+        kind = name.partition(" ")[0]
+        same_kind = (entry for key, entry in recorded.items() if key.partition(" ")[0] == kind)
+        return next((entry for entry in same_kind if entry["sha256"] == parent["sha256"]), None)
 
     def _build_record(self, *, finished: bool) -> dict[str, Any]:
         versions = {"instructgpt": _installed_version("instructgpt") or "source", "python": platform.python_version()}
@@ -229,18 +254,26 @@ class RunDirectory:
 
         request = get_stop_request()
         interval_s = time.monotonic() - self._last_checkpoint_time
-        is_due = self.is_main_process and (force or interval_s >= CHECKPOINT_INTERVAL_S)
+        is_due = self.is_main_process and (force or interval_s >= self._checkpoint_interval_s())
         # Clocks and signals differ between ranks; the decision must not, or ranks would wait for each other forever.
         due, stop_requested = any_rank(is_due, request.requested_at is not None)
         if due or stop_requested:
             contents = {"step": step, "spent": self._elapsed_seconds()} | state()
+            start = time.monotonic()
             write_checkpoint(self._checkpoints_folder / f"step-{step:08d}", contents)
             self._last_checkpoint_time = time.monotonic()
+            self._checkpoint_seconds = self._last_checkpoint_time - start
             if self.is_main_process:
                 self._prune_checkpoints(step)
         if stop_requested:
             raise KeyboardInterrupt
         request.deferred = not self._is_last_step
+
+    def _checkpoint_interval_s(self) -> float:
+        """Return the option's interval; by default a minute, and so long that writing takes at most 5 % of the time."""
+        if self.config.checkpoint_minutes is not None:
+            return 60 * self.config.checkpoint_minutes
+        return CHECKPOINT_INTERVAL_S * max(1.0, self._checkpoint_seconds / _LONG_CHECKPOINT_S)
 
     @property
     def _checkpoints_folder(self) -> Path:
@@ -354,6 +387,12 @@ def _flatten_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         elif name not in _RESUMABLE_OPTIONS:
             flattened["--" + name.replace("_", "-")] = value
     return flattened
+
+
+def _replace_paths(value: Any, replacements: Mapping[str, str]) -> Any:
+    if isinstance(value, list):
+        return [_replace_paths(entry, replacements) for entry in value]
+    return replacements.get(value, value) if isinstance(value, str) else value
 
 
 def read_run_record(folder: Path) -> dict[str, Any] | None:

@@ -15,11 +15,19 @@ def named_inputs(**kinds: Iterable[Path]) -> dict[str, Path | str]:
     return {f"{kind} {path if name_counts[kind, path.name] > 1 else path.name}": path for kind, path in files}
 
 
-def content_hash(path: Path) -> str:
-    """Return the sha256 of a file, of a model directory's weights and JSON files, or of a hub model's name."""
+_MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+_MODEL_SUFFIXES_BEFORE = (".safetensors", ".json")
+"""What `content_hash` read in runs of earlier versions."""
+
+
+def content_hash(path: Path, suffixes: tuple[str, ...] = _MODEL_SUFFIXES) -> str:
+    """Return the sha256 of a file, of a model directory, or of a hub model's name.
+
+    Of a directory it covers weights, configurations, the tokenizer's files and the chat template.
+    """
     digest = hashlib.sha256()
     if path.is_dir():
-        hashed = (file for file in path.iterdir() if file.suffix in (".safetensors", ".json"))
+        hashed = (file for file in path.iterdir() if file.suffix in suffixes)
         files = sorted(file for file in hashed if file.name != "run.json")
     elif path.is_file():
         files = [path]
@@ -32,3 +40,8 @@ def content_hash(path: Path) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def is_unchanged(path: Path, sha256: str) -> bool:
+    """Return whether an input still has the hash that a run recorded, also a run of an earlier version."""
+    return sha256 in (content_hash(path), content_hash(path, _MODEL_SUFFIXES_BEFORE))

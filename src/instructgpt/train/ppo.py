@@ -47,7 +47,6 @@ from instructgpt.models.policy import (
     load_policy,
     per_token_outputs,
     pretraining_sequence_length,
-    save_policy,
 )
 from instructgpt.models.precision import apply_memory_options, compute_device
 from instructgpt.models.reward_model import (
@@ -88,7 +87,7 @@ from instructgpt.train.rollout import (
     collect_rollout,
     token_values,
 )
-from instructgpt.train.startup import announce_tokenizer
+from instructgpt.train.startup import announce_tokenizer, save_and_verify_policy, try_saving
 
 ADAM_EPS = 1e-5
 """Larger than usual, since PyTorch's Adam takes larger early steps than the paper's (Huang et al. 2023, detail 20)."""
@@ -120,6 +119,9 @@ def train(config: PPOConfig) -> None:
     if state:
         load_training_state(state, trainable, optimizers)
         guard = DivergenceGuard(**state["alarms"])
+    else:
+        full_policy = full_model_on_rank0(models.policy)
+        try_saving(run, lambda folder: save_and_verify_policy(full_policy, models.tokenizer, folder))
 
     for update in range(state["step"] if state else 0, config.updates):
         rows = stream_indices(update * config.batch, config.batch, len(prompts), config.seed)
@@ -141,7 +143,7 @@ def train(config: PPOConfig) -> None:
         "trained": count_parameters(models.ema),
     }
     ema_model = load_ema_weights(models)
-    run.finish(lambda folder: save_policy(ema_model, models.tokenizer, folder), **summary)
+    run.finish(lambda folder: save_and_verify_policy(ema_model, models.tokenizer, folder), **summary)
 
 
 def ppo_step(

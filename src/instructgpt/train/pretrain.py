@@ -16,7 +16,7 @@ from instructgpt.data.pretraining_text import Corpus, build_corpus, hold_out_doc
 from instructgpt.data.tokenization import PromptTokenizer
 from instructgpt.distributed.launch import launch
 from instructgpt.models.packed_attention import use_packed_attention
-from instructgpt.models.policy import PRETRAINING_WINDOW_KEY, count_parameters, load_tokenizer, save_policy
+from instructgpt.models.policy import PRETRAINING_WINDOW_KEY, count_parameters, load_tokenizer
 from instructgpt.models.precision import apply_memory_options
 from instructgpt.models.sharding import full_model_on_rank0, shard
 from instructgpt.records import SkippedLines
@@ -32,6 +32,7 @@ from instructgpt.train.optim import (
     load_training_state,
     optimizer_step,
 )
+from instructgpt.train.startup import save_and_verify_policy, try_saving
 
 _VALIDATION_SHARE = 0.01
 _MAX_VALIDATION_SEQUENCES = 64
@@ -70,6 +71,9 @@ def train(config: PretrainConfig) -> None:
     state = run.restore()
     if state:
         load_training_state(state, models, optimizers)
+    else:
+        full_model = full_model_on_rank0(model)
+        try_saving(run, lambda folder: save_and_verify_policy(full_model, tokenizer, folder))
     best = BestCheckpoint(model, config.keep, state and state["best"])
     model.train()
     for step in range(state["step"] if state else 0, config.steps):
@@ -88,7 +92,7 @@ def train(config: PretrainConfig) -> None:
     tokens = config.steps * config.batch * window
     summary = {"tokens": tokens, "parameters": count_parameters(model), "step": best.position}
     full_model = full_model_on_rank0(model)
-    run.finish(lambda folder: save_policy(full_model.eval(), tokenizer, folder), **summary)
+    run.finish(lambda folder: save_and_verify_policy(full_model.eval(), tokenizer, folder), **summary)
 
 
 def load_or_train_tokenizer(config: PretrainConfig, texts: list[str]) -> PromptTokenizer:

@@ -58,7 +58,7 @@ from instructgpt.train.optim import (
     load_training_state,
     optimizer_step,
 )
-from instructgpt.train.startup import announce_tokenizer
+from instructgpt.train.startup import announce_tokenizer, try_saving
 
 _VALIDATIONS_PER_RUN = 5
 _SELECTION_METRICS = ("validation/accuracy", "validation/accuracy_heldout")
@@ -85,6 +85,9 @@ def train(config: RewardConfig) -> None:
     training, validation, centering_examples = load_data(config, reward, run)
     shard(reward.model, memory=config.memory)
     state = run.restore()
+    if state is None:
+        full_reward = replace(reward, model=full_model_on_rank0(reward.model))
+        try_saving(run, lambda folder: save_and_verify(full_reward, centering_examples[:8], folder, {}))
     train_loop(reward, training, validation, config, run, state)
     disable_bf16(reward.model)  # measure the offset in float32, as the saved model will compute
     reward.offset = float(reward.score(centering_examples).mean())

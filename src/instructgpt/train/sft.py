@@ -25,7 +25,6 @@ from instructgpt.models.policy import (
     dropout_settings,
     load_policy,
     pretraining_sequence_length,
-    save_policy,
 )
 from instructgpt.models.precision import apply_memory_options
 from instructgpt.models.reward_model import ScalarModel, load_reward_model
@@ -44,7 +43,7 @@ from instructgpt.train.optim import (
     load_training_state,
     optimizer_step,
 )
-from instructgpt.train.startup import announce_tokenizer
+from instructgpt.train.startup import announce_tokenizer, save_and_verify_policy, try_saving
 
 _MAX_VALIDATION_PROMPTS = 128  # sampled and scored after each epoch, with --reward
 
@@ -83,6 +82,9 @@ def train(config: SFTConfig) -> None:
     state = run.restore()
     if state:
         load_training_state(state, models, optimizers)
+    else:
+        full_model = full_model_on_rank0(model)
+        try_saving(run, lambda folder: save_and_verify_policy(full_model, tokenizer, folder))
     best = BestCheckpoint(trainable, config.keep, state and state["best"])
     for step in range(state["step"] if state else 0, steps):
         rows = step_indices(step, len(training), config.batch, config.seed)
@@ -111,7 +113,7 @@ def train(config: SFTConfig) -> None:
         "trained": count_parameters(trainable),
     }
     full_model = full_model_on_rank0(model)
-    run.finish(lambda folder: save_policy(full_model, tokenizer, folder), **summary)
+    run.finish(lambda folder: save_and_verify_policy(full_model, tokenizer, folder), **summary)
 
 
 def load_data(
