@@ -23,7 +23,7 @@ OPTION_GROUPS = {
     "filters and splits": """prefix cap group salt personal detectors max_characters use_cases since until use
         people""",
     "architecture": "vocabulary width layers heads context window",
-    "optimization": "tokens epochs batch lr value_lr warmup weight_decay dropout l2 keep ema folds",
+    "optimization": "tokens epochs batch lr value_lr warmup weight_decay dropout learn l2 keep ema folds",
     "PPO": "episodes minibatch kl_coef clip lam eos_penalty",
     "PPO-ptx": "ptx_coef ptx_ratio ptx_reduction",
     "sampling": "n max_tokens temperature top_p stop",
@@ -37,7 +37,7 @@ OPTION_GROUPS = {
     "workload": "prompt_tokens completion_tokens records",
     "hardware": "ranks matmul bandwidth link network capacity",
     "memory and processes": "device memory lora processes patience",
-    "run": "run every once out seed resume checkpoints track preset config shell",
+    "run": "run every once out seed resume checkpoints checkpoint_minutes track preset config shell",
 }
 """Options by subject, in the order of the help. A name has the same subject in every command."""
 _OTHER_OPTIONS = "other options"
