@@ -46,7 +46,7 @@ def test_a_saved_model_with_missing_weights_is_not_finished(save, monkeypatch, t
         original(self, folder, **kwargs | {"state_dict": state})
 
     monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", lose_weights)
-    with pytest.raises(RunError, match="the saved model does not load: .*weights are missing"):
+    with pytest.raises(RunError, match=r"the saved model does not load: .*weights are missing"):
         save_and_verify_policy(model, tokenizer, tmp_path)
 
 
