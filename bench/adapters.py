@@ -82,7 +82,8 @@ def held_by_ppo(folder: Path, rank: int, words: tuple[str, ...]) -> dict[str, in
     gradients = bytes_of(p.grad for network in networks for p in network.parameters())
     for optimizer in optimizers:
         optimizer_step(optimizer, 1e-4)
-    everything = (models.policy, models.reference, models.value.model, models.reward.model, models.ema)
+    (reward,) = models.reward.models()
+    everything = (models.policy, models.reference, models.value.model, reward.scorer.model, models.ema)
     weights = bytes_of(parameter for model in everything for parameter in model.parameters())
     return {"weights": weights, "gradients": gradients, "optimizers": bytes_of(states_of(optimizers))}
 

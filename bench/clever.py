@@ -34,8 +34,9 @@ from instructgpt.records import Prompt
 from instructgpt.sampling.engine import sample_tokens
 from instructgpt.train.configs import PPOConfig
 from instructgpt.train.optim import build_optimizer, lm_loss, optimizer_step
-from instructgpt.train.ppo import ADAM_EPS, ppo_step
+from instructgpt.train.ppo import ppo_step
 from instructgpt.train.reward import ranking_backward
+from instructgpt.train.reward_functions import Reward
 from instructgpt.train.rollout import PPOModels, per_token_values
 
 RANKED, LR = 5, 1e-30
@@ -73,9 +74,11 @@ class Bench:
         reference = load_policy(folder / "reference", device)[0].requires_grad_(False)
         reward = load_reward_model(folder / "reward", device)
         ema = copy.deepcopy(policy).requires_grad_(False)
-        self.models = PPOModels(policy, reference, new_value_model(reward), reward, ema, tokenizer)
+        self.models = PPOModels(
+            policy, reference, new_value_model(reward), Reward.from_model(reward, tokenizer), ema, tokenizer
+        )
         trained = {"policy": policy, "value": self.models.value.model}
-        self.optimizers = {name: build_optimizer(model, eps=ADAM_EPS) for name, model in trained.items()}
+        self.optimizers = {name: build_optimizer(model, eps=1e-5) for name, model in trained.items()}
         episodes, longest = self.size.episodes, self.size.longest
         sizes = {
             "batch": episodes,
@@ -118,7 +121,7 @@ class Bench:
 
     def scores(self) -> None:
         """Score all episodes."""
-        self.models.reward.score(self.examples)
+        self.models.value.score(self.examples)
 
     def reference(self) -> None:
         """Compute the reference's logp of all episodes."""

@@ -34,7 +34,8 @@ from instructgpt.records import Prompt
 from instructgpt.sampling.engine import sample_tokens
 from instructgpt.train.configs import PPOConfig
 from instructgpt.train.optim import build_optimizer, optimizer_step
-from instructgpt.train.ppo import ADAM_EPS, ppo_step
+from instructgpt.train.ppo import ppo_step
+from instructgpt.train.reward_functions import Reward
 from instructgpt.train.rollout import PPOModels, Rollout
 
 SAMPLES, PUBLISHED_HOURS = 264_292, 11.7
@@ -129,15 +130,17 @@ def updates(
     policy: Any, reward: ScalarModel, value: ScalarModel, prompts: list[list[int]], length: int, minibatch: int
 ) -> Callable[[], Rollout]:
     """PPO with these models, whose words are numbers: each call is an update on an episode of every prompt."""
-    models = PPOModels(policy, copy.deepcopy(policy), value, reward, copy.deepcopy(policy), reward.tokenizer)
+    tokenizer = reward.tokenizer
+    whole_reward = Reward.from_model(reward, tokenizer)
+    models = PPOModels(policy, copy.deepcopy(policy), value, whole_reward, copy.deepcopy(policy), tokenizer)
     for frozen in (models.reference, reward.model, models.ema):
         frozen.requires_grad_(False)
-    optimizers = {"policy": build_optimizer(policy, eps=ADAM_EPS), "value": build_optimizer(value.model, eps=ADAM_EPS)}
+    optimizers = {"policy": build_optimizer(policy, eps=1e-5), "value": build_optimizer(value.model, eps=1e-5)}
     count = len(prompts)
     told: dict[str, Any] = {
         "out": Path("out"),
         "policy": "policy",
-        "reward": Path("reward"),
+        "reward": "reward",
         "prompts": (Path("prompts"),),
     }
     config = PPOConfig(**told, batch=count, minibatch=minibatch, max_tokens=length, episodes=1000 * count)

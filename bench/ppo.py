@@ -185,7 +185,8 @@ def ours(folder: Path) -> Work:
     from instructgpt.run.timing import PHASE_TIMER
     from instructgpt.train.configs import PPOConfig
     from instructgpt.train.optim import build_optimizer
-    from instructgpt.train.ppo import ADAM_EPS, ppo_step
+    from instructgpt.train.ppo import ppo_step
+    from instructgpt.train.reward_functions import Reward
     from instructgpt.train.rollout import PPOModels
 
     PHASE_TIMER.clock = time.process_time
@@ -193,12 +194,14 @@ def ours(folder: Path) -> Work:
     policy, render = load_policy(folder / "policy", device)
     reference, _ = load_policy(folder / "reference", device)
     reward = load_reward_model(folder / "reward", device)
-    models = PPOModels(policy, reference, new_value_model(reward), reward, copy.deepcopy(policy), render)
+    models = PPOModels(
+        policy, reference, new_value_model(reward), Reward.from_model(reward, render), copy.deepcopy(policy), render
+    )
     for frozen in (reference, reward.model, models.ema):
         frozen.requires_grad_(False)
     optimizers = {
-        "policy": build_optimizer(policy, eps=ADAM_EPS),
-        "value": build_optimizer(models.value.model, eps=ADAM_EPS),
+        "policy": build_optimizer(policy, eps=1e-5),
+        "value": build_optimizer(models.value.model, eps=1e-5),
     }
     sizes = {"batch": EPISODES, "minibatch": MINIBATCH, "max_tokens": NEW, "episodes": EPISODES * 1000}
     config = PPOConfig(out=folder, policy=str(folder / "policy"), reward=folder / "reward", prompts=(folder,), **sizes)

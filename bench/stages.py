@@ -73,7 +73,7 @@ PARTS: dict[str, dict[str, Sequence[str]]] = {
         "reference and values": ["of_completions", "per_token_values"],
     },
     "train.ppo": {
-        "parity": ["check_parity", "check_logp_parity"],
+        "parity": ["check_parity", "check_logp_parity", "measure_logp_parity"],
         "policy and value update": ["improve", "minibatch_backward"],
         "pretraining text": ["pretraining_step", "ptx_backward"],
         "optimizer": ["descend", "optimizer_step", "average", "move_average", "update_ema"],

@@ -23,6 +23,7 @@ from instructgpt.models.policy import load_policy
 from instructgpt.models.reward_model import load_reward_model, new_reward_model, save_reward_model
 from instructgpt.train import optim, ppo
 from instructgpt.train.configs import PPOConfig
+from instructgpt.train.reward_functions import Reward
 
 hypothesis.settings.register_profile("same every time", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("same every time")
@@ -208,14 +209,13 @@ def in_two_processes(monkeypatch):
 
 @dataclass
 class Scripted:
-    """A reward model that computes scores from completion tokens by a formula."""
+    """A part of the reward that computes scores from completion tokens by a formula."""
 
-    tokenizer: Any
-    model: Any
     formula: Any
+    name: str = "formula"
 
-    def score(self, examples):
-        return torch.tensor([float(self.formula(example.completion_ids)) for example in examples])
+    def score(self, completions):
+        return torch.tensor([float(self.formula(each.example.completion_ids)) for each in completions]), 0
 
 
 @pytest.fixture
@@ -244,7 +244,7 @@ def scripted(monkeypatch):
     def use(formula):
         def with_formula(config, run):
             models = load(config, run)
-            models.reward = Scripted(models.tokenizer, models.reward.model, formula)
+            models.reward = Reward((Scripted(formula),), (1.0,))
             return models
 
         monkeypatch.setattr(ppo, "load_models", with_formula)

@@ -73,7 +73,7 @@ class SamplingOptions(CommandConfig):
 
 RANK_TIMEOUT_S = 600.0
 """How long ranks wait for one another by default."""
-TRAINING_ONLY_FIELDS = frozenset({"lora", "memory", "checkpoints"})
+TRAINING_ONLY_FIELDS = frozenset({"lora", "memory", "checkpoints", "microbatch_tokens", "max_grad_norm"})
 """Excluded by stages that train no model."""
 
 
@@ -97,6 +97,13 @@ class StageConfig(CommandConfig):
     memory: tuple[Literal["bf16", "checkpointing", "adam8bit", "offload"], ...] = Field(
         (), description="memory savings to apply: bf16, checkpointing, adam8bit, offload, or several"
     )
+    microbatch_tokens: int = Field(
+        0,
+        ge=0,
+        description="tokens computed at once; never changes a result; 0: 2048 on a CPU, 65536 on a GPU, halved when "
+        "memory runs out",
+    )
+    max_grad_norm: float = Field(1.0, ge=0, description="norm to which gradients are clipped; 0: no clipping")
 
 
 _ConfigT = TypeVar("_ConfigT", bound=CommandConfig)

@@ -17,14 +17,16 @@ from instructgpt.config import CommandConfig, presets_with_section, suggest_opti
 from instructgpt.errors import InputError
 
 OPTION_GROUPS = {
-    "models": "base policy reward model models tokenizer",
-    "data": """data corpus demonstrations rankings pretraining mix prompts completions validation test gold archive format
+    "models": "base policy reward reward_weights reference value_init model models tokenizer",
+    "data": """data corpus demonstrations rankings pretraining mix prompts max_prompt_tokens completions validation validation_interval test gold archive format
         to source prompt_field questions rating_max labeling_config shots subsets keep_empty files skip_bad""",
     "filters and splits": """prefix cap group salt personal detectors max_characters use_cases since until use
         people""",
     "architecture": "vocabulary width layers heads context window",
-    "optimization": "tokens epochs batch lr value_lr warmup weight_decay dropout learn l2 keep ema folds",
-    "PPO": "episodes minibatch kl_coef clip lam eos_penalty",
+    "optimization": """tokens epochs batch lr value_lr warmup weight_decay dropout learn l2 keep ema folds adam_eps
+        max_grad_norm""",
+    "PPO": "episodes minibatch kl_coef clip value_clip lam eos_penalty score_normalization score_clip",
+    "alarms": "kl_alarm min_entropy parity_tolerance parity_rms_tolerance",
     "PPO-ptx": "ptx_coef ptx_ratio ptx_reduction",
     "sampling": "n max_tokens temperature top_p stop",
     "evaluation": """names harness include_path limit judge judge_model judge_key judge_reads
@@ -36,14 +38,14 @@ OPTION_GROUPS = {
     "simulation": "tasks double_clicks walk_aways noise",
     "workload": "prompt_tokens completion_tokens records",
     "hardware": "ranks matmul bandwidth link network capacity",
-    "memory and processes": "device memory lora processes patience",
+    "memory and processes": "device memory lora microbatch_tokens processes patience",
     "run": "run every once out seed resume checkpoints checkpoint_minutes track preset config shell",
 }
 """Options by subject, in the order of the help. A name has the same subject in every command."""
 _OTHER_OPTIONS = "other options"
 _GROUP_TITLES = {name: title for title, names in OPTION_GROUPS.items() for name in names.split()}
 
-_MODEL_OPTIONS = ("base", "policy", "model", "models")
+_MODEL_OPTIONS = ("base", "policy", "reward", "reference", "model", "models")
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -41,6 +41,8 @@ _STAGE_CURVES = {
         "completion/length",
         "completion/truncated",
         "loss/ptx_avg",
+        "validation/scores",
+        "validation/kl",
     ),
 }
 """Curves by stage. Other stages show the first metrics that they log."""
@@ -155,7 +157,7 @@ def sparkline(values: Sequence[float], width: int = CURVE_WIDTH) -> str:
 
 def _format_last_samples(folder: Path) -> list[Text]:
     """Return the first completions of the latest update, with score, KL and total."""
-    rows = read_jsonl_log(folder / "samples.jsonl")
+    rows = [row for row in read_jsonl_log(folder / "samples.jsonl") if row.get("split") != "validation"]
     latest = [row for row in rows if row.get("step") == rows[-1].get("step")][:_SAMPLE_COUNT]
     return [
         Text.assemble(

@@ -77,7 +77,8 @@ def test_help_groups_options_and_shows_what_is_required(one, command):
 def test_placeholders_name_what_is_expected():
     usages = {command.name: build_parser(command).format_usage() for command in THERE}
     assert (
-        usages["ppo"] == "usage: instructgpt ppo --policy MODEL --reward DIR --prompts FILE ... --out DIR [options]\n"
+        usages["ppo"]
+        == "usage: instructgpt ppo --policy MODEL --reward MODEL ... --prompts FILE ... --out DIR [options]\n"
     )
     assert usages["sample"] == "usage: instructgpt sample --model MODEL --prompts FILE --out FILE [options]\n"
     assert usages["data split"] == "usage: instructgpt data split --data FILE ... --out DIR [options]\n"

@@ -20,6 +20,7 @@ from instructgpt.models.policy import load_policy, load_tokenizer
 from instructgpt.models.reward_model import load_reward_model
 from instructgpt.records import Demonstration, Message, Prompt, Ranking
 from instructgpt.sampling.completions import SampledCompletion, retokenize_for
+from instructgpt.train.reward_functions import Reward
 from instructgpt.train.rollout import PPOModels, collect_rollout
 
 TALK = (
@@ -152,7 +153,7 @@ def test_every_stage_sees_the_same_tokens(save, save_reward, kind):
     )
     assert ranked.examples[0] == sft == TokenizedExample(render.encode_prompt(prompt), render.encode_completion(text))
     rollout = collect_rollout(
-        PPOModels(policy, policy, reward, reward, policy, render),
+        PPOModels(policy, policy, reward, Reward.from_model(reward, render), policy, render),
         [Prompt(prompt=prompt)] * 3,
         max_tokens=5,
         eos_penalty=0,

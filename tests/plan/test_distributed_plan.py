@@ -188,11 +188,11 @@ def test_moments_that_only_ranks_have(monkeypatch):
 def test_ppo_with_adapters_holds_two_models():
     shape = replace(SMALL, parameters=110, matrix_parameters=70, frozen_parameters=100)
     adapted, held = network(shape, lora=1), (PeakMemory(500, 0), PeakMemory(500, 0), None)
-    parts = ppo_peaks(adapted, adapted, None, held, True, 3, 20, PlanContext(CUDA))["updating"]
+    parts = ppo_peaks(adapted, adapted, [], held, True, 3, 20, PlanContext(CUDA))["updating"]
     assert parts["weights: policy, reference, average"] == 440 + 40
     assert parts["weights: reward and value model"] == 440
     assert (parts["gradients"], parts["Adam's moments"], parts["activations and logits"]) == (80, 160, 460)
-    sampling = ppo_peaks(network(), network(), network(), held, True, 3, 20, PlanContext(CUDA))["sampling"]
+    sampling = ppo_peaks(network(), network(), [network()], held, True, 3, 20, PlanContext(CUDA))["sampling"]
     assert sampling["weights: policy, reference, average"] == 1200
     assert sampling["key-value cache"] == 4 * 8 * 3 * 20
 

@@ -184,7 +184,7 @@ def test_the_plan_of_ppo_has_the_flops_that_must_be_done(ppo_options, tmp_path):
     )
     made = plan_stage(config, PlanContext(CPU, prompt_tokens=5, completion_tokens=6))
     policy = get_model_shape(build_on_meta(load_model_config(config.policy)))
-    scalar = get_model_shape(build_on_meta(load_model_config(config.reward), scalar=True))
+    scalar = get_model_shape(build_on_meta(load_model_config(config.reward[0]), scalar=True))
     must = ppo_update_flops(policy, scalar, scalar, [TokenizedExample([0] * 5, [0] * 6)] * 4)
     by_name = {phase.name: phase.flops for phase in made.phases}
     assert by_name["prefill"] + by_name["decode"] == must.pop("sampling")

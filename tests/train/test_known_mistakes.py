@@ -59,6 +59,7 @@ from instructgpt.records import Prompt, Ranking
 from instructgpt.train import ppo
 from instructgpt.train.ppo_metrics import compute_update_metrics
 from instructgpt.train.reward import ranking_backward
+from instructgpt.train.reward_functions import Reward
 from instructgpt.train.rollout import PPOModels, collect_rollout
 
 
@@ -85,7 +86,7 @@ def test_tests_named_in_the_docstring_exist():
 def rollout(save, reward):
     """Episodes of a policy that differs from its reference; some end early."""
     (policy, render), (reference, _) = load_policy(save(), CPU), load_policy(save(), CPU)
-    models = PPOModels(policy, reference, new_value_model(reward), reward, policy, render)
+    models = PPOModels(policy, reference, new_value_model(reward), Reward.from_model(reward, render), policy, render)
     how = {"max_tokens": 8, "eos_penalty": 1.0, "seed": 0}
     asked = [Prompt(prompt=f"Name {n}") for n in range(24)]
     often = mode(

@@ -11,7 +11,16 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import CORPUS, CPU, DEMONSTRATIONS, FAMILIES, FRESH_RANKINGS, RANKINGS, assert_same_tensors, weights_of
+from conftest import (
+    CORPUS,
+    CPU,
+    DEMONSTRATIONS,
+    FAMILIES,
+    FRESH_RANKINGS,
+    RANKINGS,
+    assert_same_tensors,
+    weights_of,
+)
 from test_ppo import make_prompts
 from test_resume import outcome, stop_at_step
 from torch.func import functional_call
@@ -27,6 +36,7 @@ from instructgpt.run.checkpoints import LazyTensor, read_checkpoint
 from instructgpt.run.directory import RunDirectory
 from instructgpt.train import ppo, reward, sft
 from instructgpt.train.configs import PretrainConfig, RewardConfig, SFTConfig
+from instructgpt.train.reward_functions import Reward
 from instructgpt.train.rollout import PPOModels, collect_rollout
 
 EXAMPLES = [
@@ -145,13 +155,15 @@ def both_kinds(save, save_reward):
     adapted = perturb(add_lora(policy, 3, seed=0))
     value, under = value_model_from_adapter(load_reward_model(save_reward(), CPU), 3, seed=0)
     perturb(value.model, seed=2)
-    with_lora = PPOModels(adapted, BaseModelView(adapted), value, under, None, render)
+    with_lora = PPOModels(adapted, BaseModelView(adapted), value, Reward.from_model(under, render), None, render)
     whole, _ = load_policy(save(), CPU)
     whole.load_state_dict(merged_state_dict(adapted), strict=True)
     plain = load_reward_model(save_reward(), CPU)
     whole_value = new_value_model(plain)
     whole_value.model.load_state_dict(merged_state_dict(value.model), strict=True)
-    return with_lora, PPOModels(whole, load_policy(save(), CPU)[0], whole_value, plain, None, render)
+    return with_lora, PPOModels(
+        whole, load_policy(save(), CPU)[0], whole_value, Reward.from_model(plain, render), None, render
+    )
 
 
 def test_adapter_gradients_follow_the_chain_rule_in_ppo(both_kinds, gradients):
@@ -166,7 +178,7 @@ def test_adapter_gradients_follow_the_chain_rule_in_ppo(both_kinds, gradients):
     rewards = functional.kl_shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, 0.1)
     advantages, returns = functional.gae(rewards, rollout.values, rollout.mask, 0.95)
     seen, expected = (
-        ppo.minibatch_backward(models, rollout, advantages, returns, torch.arange(7), 0.2) for models in both_kinds
+        ppo.minibatch_backward(models, rollout, advantages, returns, torch.arange(7), 0.2, 0.2) for models in both_kinds
     )
     assert seen == pytest.approx(expected, abs=1e-5)
     assert seen["policy/max_log_ratio"] < 1e-5
@@ -222,7 +234,8 @@ def test_lora_shares_trunks_between_models(small_ppo):
     """Count each tensor once: two trunks and heads, two adapters, one averaged adapter."""
 
     def count_parameters(models):
-        everything = (models.policy, models.reference, models.value.model, models.reward.model, models.ema)
+        (reward,) = models.reward.models()
+        everything = (models.policy, models.reference, models.value.model, reward.scorer.model, models.ema)
         return sum({p.data_ptr(): p.numel() for model in everything for p in model.parameters()}.values())
 
     config = small_ppo()
@@ -264,7 +277,8 @@ def test_reward_model_with_another_tokenizer(small_ppo, save_reward, watched_mod
     ppo.main(small_ppo(lora=2, reward=save_reward("gpt2", "foreign")))
     (models,) = watched_models
     assert models.value.model.get_base_model().score.original_module.weight.abs().max() == 0
-    assert not hasattr(models.reward.model, "peft_config")
+    (reward,) = models.reward.models()
+    assert not hasattr(reward.scorer.model, "peft_config")
 
 
 # --- saving and resuming -------------------------------------------------------------------------------------------

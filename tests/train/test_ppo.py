@@ -15,6 +15,7 @@ from conftest import CORPUS, CPU, PROMPTS, SHORT_PROMPTS, assert_same_tensors, w
 from instructgpt import functional
 from instructgpt.config import make_config
 from instructgpt.data import packing
+from instructgpt.data.packing import TokenizedExample
 from instructgpt.data.pretraining_text import build_corpus
 from instructgpt.errors import InputError
 from instructgpt.models.policy import load_policy
@@ -24,7 +25,8 @@ from instructgpt.train import ppo
 from instructgpt.train.configs import PPOConfig
 from instructgpt.train.optim import lm_loss
 from instructgpt.train.ppo import minibatch_backward
-from instructgpt.train.rollout import PPOModels, collect_rollout
+from instructgpt.train.reward_functions import Reward
+from instructgpt.train.rollout import PPOModels, collect_rollout, per_token_values, token_values
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def models(save, save_reward):
     reference, average = copy.deepcopy(policy), copy.deepcopy(policy)
     with torch.no_grad():
         policy.get_output_embeddings().weight.mul_(1.1)
-    return PPOModels(policy, reference, new_value_model(reward), reward, average, render)
+    return PPOModels(policy, reference, new_value_model(reward), Reward.from_model(reward, render), average, render)
 
 
 def make_prompts(count=7):
@@ -49,7 +51,8 @@ def sample_rollout(models, **options):
 def sample_uneven_rollout(models, monkeypatch):
     """Sample with a frequent token as the end-of-text, so that lengths differ."""
     tokens = [example.completion_ids for example in sample_rollout(models).examples]
-    for render in (models.tokenizer, models.reward.tokenizer):
+    (reward,) = models.reward.models()
+    for render in (models.tokenizer, reward.scorer.tokenizer):
         monkeypatch.setattr(render, "stop_tokens", (tokens[0][2],))
         monkeypatch.setattr(render, "end_of_turn", tokens[0][2])
     rollout = sample_rollout(models)
@@ -106,10 +109,10 @@ def test_minibatches_cover_each_episode_once_per_epoch(small_ppo):
 # --- gradients -----------------------------------------------------------------------------------------------------
 
 
-def ppo_gradients(models, rollout, gradients, rows=range(7)):
+def ppo_gradients(models, rollout, gradients, rows=range(7), value_clip=0.2):
     rewards = functional.kl_shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, 0.02)
     advantages, returns = functional.gae(rewards, rollout.values, rollout.mask, 0.95)
-    seen = minibatch_backward(models, rollout, advantages, returns, torch.tensor(list(rows)), 0.2)
+    seen = minibatch_backward(models, rollout, advantages, returns, torch.tensor(list(rows)), 0.2, value_clip)
     return seen, gradients(models.policy), gradients(models.value.model), advantages, returns
 
 
@@ -182,14 +185,41 @@ def first_gradients(config, monkeypatch):
     """Run a stage; return the gradients of its first optimizer step, and the number of steps."""
     taken, descend = [], ppo.optimizer_step
 
-    def watched(optimizer, lr):
+    def watched(optimizer, lr, max_norm):
         taken.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
-        return descend(optimizer, lr)
+        return descend(optimizer, lr, max_norm)
 
     with monkeypatch.context() as patch:
         patch.setattr(ppo, "optimizer_step", watched)
         ppo.main(config)
     return taken[0], len(taken)
+
+
+def test_without_a_value_clip_the_loss_is_half_the_squared_error(models, gradients):
+    """The values have moved by more than the clip range of 0.2."""
+    rollout = sample_rollout(models)
+    with torch.no_grad():
+        models.value.model.score.weight.mul_(3)
+    clipped, *_ = ppo_gradients(models, rollout, gradients)
+    free, _, _, _, returns = ppo_gradients(models, rollout, gradients, value_clip=math.inf)
+    values = per_token_values(
+        models.value.model, rollout.examples, rollout.mask, lambda batch: token_values(models.value, batch)
+    )
+    errors = (values - returns)[rollout.mask]
+    assert free["loss/value_avg"] == pytest.approx(0.5 * errors.square().mean().item(), rel=1e-4)
+    assert free["val/clipfrac_avg"] == 0
+    assert clipped["loss/value_avg"] > free["loss/value_avg"]
+
+
+def test_options_reach_clipping_and_adam(small_ppo, monkeypatch):
+    seen, build, backward = [], ppo.build_optimizer, ppo.minibatch_backward
+    monkeypatch.setattr(
+        ppo, "build_optimizer", lambda model, **options: seen.append(options) or build(model, **options)
+    )
+    monkeypatch.setattr(ppo, "minibatch_backward", lambda *given: seen.append(given[5:]) or backward(*given))
+    ppo.main(small_ppo(adam_eps=1e-6, value_clip=0, clip=0.3, episodes=8, minibatch=8))
+    assert [options["eps"] for options in seen[:2]] == [1e-6] * 2
+    assert seen[2] == (0.3, math.inf)
 
 
 @pytest.mark.parametrize("reduction", ["token", "sequence"])
@@ -260,7 +290,9 @@ def test_advantages_are_whitened_and_learning_rates_warm_up(small_ppo, monkeypat
     """Learning rates warm up from a tenth over the first two of ten PPO steps. Returns are not whitened."""
     seen, rates, improve, descend = [], [], ppo.minibatch_backward, ppo.optimizer_step
     monkeypatch.setattr(ppo, "minibatch_backward", lambda *given: seen.append(given[1:4]) or improve(*given))
-    monkeypatch.setattr(ppo, "optimizer_step", lambda optimizer, lr: rates.append(lr) or descend(optimizer, lr))
+    monkeypatch.setattr(
+        ppo, "optimizer_step", lambda optimizer, lr, norm: rates.append(lr) or descend(optimizer, lr, norm)
+    )
     folder = ppo.main(small_ppo(episodes=80, value_lr=3e-3))
     for rollout, advantages, returns in seen:
         real = advantages[rollout.mask]
@@ -351,18 +383,23 @@ def test_metrics_and_samples_agree(small_ppo, rows_of):
 
 
 def test_reward_model_with_another_tokenizer(small_ppo, save_reward, rows_of):
-    """The reward model reads text; prompts too long for its tokenizer are left out."""
+    """The reward model reads text; what is too long for its tokenizer is cut from the left, and counted."""
     folder = ppo.main(small_ppo(reward=save_reward("llama", "foreign"), lam=1.0))
     samples = [row for row in rows_of(folder / "samples.jsonl") if row["step"] == 1]
     foreign = load_reward_model(save_reward("llama", "foreign"), CPU)
-    long = sum(len(foreign.tokenizer.encode_prompt(row["prompt"])) > 64 - 6 for row in PROMPTS)
-    assert json.loads((folder / "run.json").read_text())["left_out"]["prompts too long"] == long > 0
+    total_cut = 0
     for row in samples:
         ended = row["finish"] == "stop"
-        score = foreign.score(
-            [foreign.tokenizer.encode_example(row["prompt"], row["completion"], finished=ended)]
-        ).item()
+        example = foreign.tokenizer.encode_example(row["prompt"], row["completion"], finished=ended)
+        ids = example.prompt_ids + example.completion_ids
+        total_cut += len(ids) > 64
+        if len(ids) > 64:
+            assert ids[0] == foreign.tokenizer.bos
+            ids = ids[:1] + ids[-63:]
+        score = foreign.score([TokenizedExample(ids[:-1], ids[-1:])]).item()
         assert row["score"] == pytest.approx(score - (not ended), abs=1e-3)
+    assert rows_of(folder / "metrics.jsonl")[0]["scores/texts_cut"] == total_cut > 0
+    assert json.loads((folder / "run.json").read_text())["left_out"]["prompts too long"] == 0
 
 
 def test_value_model_starts_at_zero_with_another_tokenizer(small_ppo, save_reward):

@@ -5,6 +5,7 @@ pytest tests/train/test_precision.py
 
 import copy
 import json
+import math
 import sys
 
 import pytest
@@ -33,8 +34,10 @@ from instructgpt.models.policy import completion_logp, load_policy
 from instructgpt.models.precision import apply_memory_options, bf16_warning, cached_bf16_weights
 from instructgpt.models.reward_model import load_reward_model, new_reward_model, save_reward_model
 from instructgpt.train import optim, ppo, pretrain, reward, rollout, sft
+from instructgpt.train.alarms import PPOAlarms, check_first_ratio, check_parity
 from instructgpt.train.configs import PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from instructgpt.train.optim import build_optimizer, lm_loss, optimizer_step
+from instructgpt.train.reward_functions import Reward
 
 EXAMPLES = [
     TokenizedExample([5, 9, 70], [40, 41, 0]),
@@ -191,29 +194,37 @@ def test_ppo_in_bf16(pretrained_models, write, tmp_path, rows_of, monkeypatch, r
         assert {t.dtype for state in optimizer.state.values() for t in state.values()} == {torch.float32}
 
 
-def test_bf16_parity_is_a_root_mean_square(models_and_rollout):
+def test_parity_is_measured_as_largest_and_root_mean_square(models_and_rollout):
     models, played = models_and_rollout
-    largest = rollout.check_logp_parity(models, played, bf16=True)
-    assert largest < 1e-5
+    assert max(rollout.measure_logp_parity(models, played)) < 1e-5
+    count = int(played.mask.sum())
     played.logp[0, 0] += 0.05  # one token of many
-    with pytest.raises(RunError, match=r"by 0\.05 nats \(tolerance 0\.001\)"):
-        rollout.check_logp_parity(models, played)
-    assert rollout.check_logp_parity(models, played, bf16=True) == pytest.approx(0.05, abs=1e-4)
-    played.logp.add_(0.05)
-    with pytest.raises(RunError, match=r"tolerance 0\.02"):
-        rollout.check_logp_parity(models, played, bf16=True)
-    step = {"loss/policy_avg": 0.0, "loss/value_avg": 0.0, "policy/max_log_ratio": 0.05, "policy/approxkl_avg": 1e-4}
-    ppo.check_minibatch_stats([step], bf16=True)
-    for changed, bf16 in (({}, False), ({"policy/approxkl_avg": 3e-4}, True)):
-        with pytest.raises(RunError, match="before any step the ratio is off 1"):
-            ppo.check_minibatch_stats([step | changed], bf16=bf16)
+    largest, rms = rollout.measure_logp_parity(models, played)
+    assert (largest, rms) == (pytest.approx(0.05, abs=1e-4), pytest.approx(0.05 / count**0.5, rel=1e-2))
+
+
+def test_parity_stops_in_float32_and_warns_in_bf16(small_ppo):
+    float32, bf16 = small_ppo(), small_ppo(memory=("bf16",))
+    for check in (check_parity, check_first_ratio):
+        check(9e-4, float32)
+        check(0.05, bf16)
+        check(0.05, small_ppo(parity_tolerance=0))
+        check(0.05, small_ppo(parity_tolerance=0.1))
+        for bad in (2e-3, math.nan):
+            with pytest.raises(RunError, match="sampling and training"):
+                check(bad, float32)
+    calm = {"objective/kl": 0.0, "policy/entropy_avg": 1.0, "completion/truncated": 0.0}
+    for name in ("val/parity_rms", "val/first_ratio_rms"):
+        for config, value, count in ((bf16, 0.019, 0), (bf16, 0.021, 1), (float32, 0.021, 0), (bf16, math.nan, 1)):
+            assert len(PPOAlarms(config).check(calm | {name: value})) == count
+    assert not PPOAlarms(small_ppo(memory=("bf16",), parity_rms_tolerance=0)).check(calm | {"val/parity_rms": 0.5})
 
 
 @pytest.fixture
 def models_and_rollout(save, save_reward):
     policy, render = load_policy(save(), CPU)
     scorer = load_reward_model(save_reward(), CPU)
-    models = rollout.PPOModels(policy, policy, scorer, scorer, None, render)
+    models = rollout.PPOModels(policy, policy, scorer, Reward.from_model(scorer, render), None, render)
     return models, rollout.collect_rollout(
         models, [ppo.Prompt(**row) for row in PROMPTS], max_tokens=6, eos_penalty=0.5, seed=3
     )

@@ -106,15 +106,17 @@ def test_rank_without_rows_adds_nothing(policy, gradients, in_two_processes):
     assert in_two_processes(optim, lambda: lm_loss(model, EXAMPLES[:1])) == [pytest.approx(loss), 0.0]
 
 
-def test_gradient_norm_is_clipped_at_one(policy):
+@pytest.mark.parametrize(("max_norm", "factor"), [(1.0, 0.5), (4.0, 2.0), (0.0, None)])
+def test_gradient_norm_is_clipped(policy, max_norm, factor):
     model, _ = policy
     parameter = model.get_input_embeddings().weight
     parameter.grad = torch.full_like(parameter, 3.0)
     optimizer = torch.optim.SGD([parameter], lr=0.0)
     before = parameter.detach().clone()
-    assert optimizer_step(optimizer, 0.5) == pytest.approx(3.0 * parameter.numel() ** 0.5, rel=1e-5)
+    norm = 3.0 * parameter.numel() ** 0.5
+    assert optimizer_step(optimizer, 0.5, max_norm) == pytest.approx(norm, rel=1e-5)
     moved = before - parameter.detach()
-    assert moved.norm().item() == pytest.approx(0.5, rel=1e-4)
+    assert moved.norm().item() == pytest.approx(factor or 0.5 * norm, rel=1e-4)
     assert parameter.grad is None
 
 

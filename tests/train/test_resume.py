@@ -132,9 +132,9 @@ def test_run_stopped_before_first_checkpoint_starts_over(stage, name, monkeypatc
 def test_resume_keeps_guard_state(stage, monkeypatch, rows_of):
     main, config = stage("ppo", "stopped")
     stop_at_step(3, main, config, monkeypatch)
-    began, check = [], ppo.DivergenceGuard.check
+    began, check = [], ppo.PPOAlarms.check
     monkeypatch.setattr(
-        ppo.DivergenceGuard,
+        ppo.PPOAlarms,
         "check",
         lambda alarms, metrics: began.append(alarms.first_entropy) or check(alarms, metrics),
     )

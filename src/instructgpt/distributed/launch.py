@@ -34,7 +34,8 @@ from instructgpt.data.packing import MICROBATCH_TOKENS, halve_token_budget
 from instructgpt.distributed.comm import barrier, set_barrier
 from instructgpt.distributed.failures import ERROR_GRACE_S, LaunchedRank, RankMonitor
 from instructgpt.errors import InputError, RunError, is_out_of_memory
-from instructgpt.run.directory import console
+from instructgpt.io import write_text_atomic
+from instructgpt.run.directory import console, read_run_record
 from instructgpt.run.lock import release_directory_lock
 from instructgpt.run.signals import defer_interrupts
 
@@ -158,9 +159,32 @@ def launch(
 
     Raises what `main` raises in a rank; KeyboardInterrupt after a signal, when the last step's checkpoint is written.
     """
-    offload = "offload" in config.memory
-    if offload and device_type(config.device) == "cpu":
+    if "offload" in config.memory and device_type(config.device) == "cpu":
         raise InputError(f"{config.stage}: --memory offload has no effect on a CPU; drop it")
+    with microbatch_tokens_of(config):
+        _launch(main, config, processes, timeout_s)
+
+
+@contextmanager
+def microbatch_tokens_of(config: StageConfig) -> Iterator[None]:
+    """Set the tokens per microbatch to the option, or to what an interrupted run found when it was out of memory."""
+    record = read_run_record(config.out) if config.resume else None
+    is_option_changed = record is not None and record["config"].get("microbatch_tokens") != config.microbatch_tokens
+    is_stale = record is None or record.get("finished") or is_option_changed
+    recorded = {} if record is None or is_stale else record.get("microbatch_tokens") or {}
+    previous = dict(MICROBATCH_TOKENS)
+    for device, tokens in previous.items():
+        tokens = config.microbatch_tokens or tokens
+        MICROBATCH_TOKENS[device] = min(tokens, recorded.get(device, tokens))
+    is_set = previous != MICROBATCH_TOKENS
+    try:
+        yield
+    finally:
+        if is_set:
+            MICROBATCH_TOKENS.update(previous)
+
+
+def _launch(main: _RankMain[_StageConfigT], config: _StageConfigT, processes: int, timeout_s: float) -> None:
     if _TORCHRUN_ID_ENV in os.environ:
         if processes > 1:
             raise InputError(f"--processes {processes}: torchrun has already started the ranks; drop --processes")
@@ -179,8 +203,9 @@ def launch(
         if "patience" in config.model_fields_set:
             raise InputError(f"{config.stage}: --patience has no effect with one process; drop it")
         try:
+            is_separate = "offload" in config.memory
             with defer_interrupts():
-                retry_on_oom(lambda: _start_ranks(main, config, 1, timeout_s) if offload else main(config), config)
+                retry_on_oom(lambda: _start_ranks(main, config, 1, timeout_s) if is_separate else main(config), config)
         finally:
             release_directory_lock(config.out)
     else:
@@ -206,6 +231,10 @@ def retry_on_oom(run_stage: Callable[[], object], config: StageConfig) -> None:
 def _report_smaller_microbatch(config: StageConfig) -> None:
     message = f"out of memory: resuming with {MICROBATCH_TOKENS[device_type(config.device)]} tokens per microbatch"
     console.print(f"[bold]{escape(config.out.name)}[/] [yellow]{message}[/]", soft_wrap=True)
+    record = read_run_record(config.out)
+    if record is not None:  # so that a later command resumes with it too
+        record["microbatch_tokens"] = dict(MICROBATCH_TOKENS)
+        write_text_atomic(config.out / "run.json", json.dumps(record, indent=2) + "\n")
 
 
 def reexec(microbatch_tokens: str) -> NoReturn:

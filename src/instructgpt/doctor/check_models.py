@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from instructgpt.models.reward_model import read_score_offset
 from instructgpt.records import Ranking, SkippedLines, read_records
 from instructgpt.run.directory import content_hash
 from instructgpt.statistics.agreement import inter_labeler_agreement
+from instructgpt.train.alarms import LOSS_MARGIN
 
 _MAX_OFFSET_ERROR = 1e-3
 _MIN_MARGIN_OVER_LENGTH, _MIN_ACCURACY = 0.02, 0.55
@@ -54,10 +56,10 @@ def _check_offset(stage: StageReport, folder: Path, metrics: Mapping[str, float]
     """Check that the offset stored with the weights is the measured one."""
     stored = read_score_offset(folder)
     if stored is None:
-        yield stage.error(
-            "the directory holds no offset",
-            "its weights were saved by something else, which lost their metadata; copy the old file back, or make the "
-            "reward model again",
+        yield stage.warning(
+            "the weights record no offset",
+            "they were saved by something else, which lost their metadata; the offset of config.json counts. Stock "
+            "tools that rewrite config.json would lose it too",
         )
     elif "offset" in metrics and abs(stored - metrics["offset"]) > _MAX_OFFSET_ERROR * max(1.0, abs(stored)):
         yield stage.error(
@@ -90,10 +92,27 @@ def _check_rankings(stage: StageReport, file: Path) -> Iterator[Diagnosis]:
         )
 
 
-def diagnose_sft(stage: StageReport) -> Iterator[Diagnosis]:
-    """Compare the last epochs with the best one."""
+def diagnose_language_model(stage: StageReport, folder: Path) -> Iterator[Diagnosis]:
+    """Check that the loss of `pretrain` or `sft` is not worse than a uniform guess, and has stopped falling."""
+    vocab_size = stage.info.get("vocab_size") or _read_vocab_size(folder)
+    for metric in ("loss/train", "loss/validation"):
+        first, last = stage.history.first(metric), stage.history.last(metric)
+        if vocab_size and first is not None and last is not None:
+            limit = max(math.log(vocab_size), min(first, math.log(vocab_size) + LOSS_MARGIN)) + LOSS_MARGIN
+            if last > limit:
+                yield stage.error(
+                    f"{metric} is {last:.4g} nats per token; a uniform guess over {vocab_size} tokens has "
+                    f"{math.log(vocab_size):.2f}",
+                    "training has diverged: lower --lr, and do not use this model",
+                )
+                return
     losses = stage.history.values("loss/validation")
-    if len(losses) > 1 and min(losses) == losses[-1] and losses[-2] > _FALLING_LOSS_RATIO * losses[-1]:
+    if (
+        stage.info.get("stage") == "sft"
+        and len(losses) > 1
+        and min(losses) == losses[-1]
+        and losses[-2] > _FALLING_LOSS_RATIO * losses[-1]
+    ):
         yield stage.warning(
             f"validation loss was still falling at the last epoch ({losses[-2]:.3f} to {losses[-1]:.3f})",
             "train for more --epochs",
@@ -114,14 +133,25 @@ def check_lineage(stage: StageReport, hash_of: Callable[[Path], str] = content_h
 
 
 def check_tokenizers(stage: StageReport) -> Iterator[Diagnosis]:
-    """Report different tokenizers of policy and reward model: completions are decoded and tokenized again."""
-    policy, reward = (_read_vocabulary(Path(str(stage.setting(name) or ""))) for name in ("policy", "reward"))
-    if policy is not None and reward is not None and policy != reward:
-        yield stage.warning(
-            "policy and reward model have different tokenizers",
-            "completions are decoded and rendered again for the reward model, which is slower; the value model reads "
-            "its tokens too",
-        )
+    """Report different tokenizers of policy and reward models: completions are decoded and tokenized again."""
+    policy, sources = _read_vocabulary(Path(str(stage.setting("policy") or ""))), stage.setting("reward") or ()
+    for source in (sources,) if isinstance(sources, str) else sources:
+        reward = _read_vocabulary(Path(str(source)))
+        if policy is not None and reward is not None and policy != reward:
+            yield stage.warning(
+                f"policy and reward model {Path(str(source)).name} have different tokenizers",
+                "completions are decoded and rendered again for the reward model, which is slower, and it cannot be "
+                "the start of the value model",
+            )
+
+
+def _read_vocab_size(folder: Path) -> int | None:
+    """Return the vocabulary of a finished model; of its text part where the configuration is nested."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return int(config.get("vocab_size") or config["text_config"]["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _read_vocabulary(folder: Path) -> dict[str, int] | list[list[object]] | None:

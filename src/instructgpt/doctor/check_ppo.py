@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from instructgpt.doctor.base import Diagnosis, StageReport
+from instructgpt.train.alarms import is_overoptimized
 
 _MIN_KL, _MAX_KL = -0.05, 20.0
-_MAX_PARITY_ERROR = 1e-3
+_MAX_PARITY_ERROR, _MAX_PARITY_RMS_BF16 = 1e-3, 2e-2
 _MAX_LENGTH_GROWTH, _MIN_ENTROPY_RATIO, _MAX_TRUNCATED = 1.5, 0.2, 0.1
+_UNTERMINATED = 0.95
 _MIN_EXPLAINED_VARIANCE, _MAX_CLIP_FRACTION = 0.1, 0.3
 _MAX_INITIAL_SCORE = 5.0
 
@@ -30,6 +32,7 @@ def diagnose_ppo(stage: StageReport, utility_curve: Sequence[Mapping[str, Any]] 
         _check_explained_variance,
         _check_clipping,
         _check_score_offset,
+        _check_heldout_score,
     ):
         yield from check(stage)
     yield from _check_over_optimization(stage, utility_curve)
@@ -56,8 +59,17 @@ def _check_kl(stage: StageReport) -> Iterator[Diagnosis]:
 
 def _check_logp_parity(stage: StageReport) -> Iterator[Diagnosis]:
     """Check that the sampler's and the trainer's log-probabilities agree."""
+    if "bf16" in (stage.setting("memory") or ()):
+        rms = max(stage.history.values("val/parity_rms"), default=0.0)
+        limit = stage.setting("parity_rms_tolerance") or _MAX_PARITY_RMS_BF16
+        if rms > limit:
+            yield stage.warning(
+                f"log-probabilities of sampler and trainer differ by {rms:.1e} nats a token, root mean square",
+                "bf16 rounds more in this model than usual: look at policy/clipfrac_avg, or leave out --memory bf16",
+            )
+        return
     max_error = max(stage.history.values("val/parity"), default=0.0)
-    if max_error > _MAX_PARITY_ERROR:
+    if max_error > (stage.setting("parity_tolerance") or _MAX_PARITY_ERROR):
         yield stage.error(
             f"log-probabilities of sampler and trainer differ by up to {max_error:.1e} nats a token",
             "the ratio is not 1 where it must be; use float32 for sampling, or the same attention for both",
@@ -91,6 +103,13 @@ def _check_entropy_collapse(stage: StageReport) -> Iterator[Diagnosis]:
 def _check_truncation(stage: StageReport) -> Iterator[Diagnosis]:
     """Check truncation: cut-off completions all get the same penalty."""
     share = stage.history.last("completion/truncated")
+    if share is not None and share > _UNTERMINATED:
+        yield stage.error(
+            f"{100 * share:.0f} % of completions are cut off at --max-tokens: the policy hardly ever stops",
+            "train it first with 'instructgpt sft' on completions that end with its stop token, or raise --max-tokens; "
+            "as it is, every episode only pays the penalty",
+        )
+        return
     if share is not None and share > _MAX_TRUNCATED:
         yield (stage.error if share > 0.5 else stage.warning)(
             f"{100 * share:.0f} % of completions are cut off at --max-tokens",
@@ -130,6 +149,20 @@ def _check_score_offset(stage: StageReport) -> Iterator[Diagnosis]:
             "with --demonstrations; "
             "--kl-coef is in units of the score, so its scale matters",
         )
+
+
+def _check_heldout_score(stage: StageReport) -> Iterator[Diagnosis]:
+    """Check for a training score that rises while that of held-out prompts falls."""
+    measured = [row for row in stage.history.rows if "validation/scores" in row]
+    fallen = [row for row in measured if is_overoptimized(row)]
+    if not fallen or fallen[-1] is not measured[-1]:
+        return
+    best = max(measured, key=lambda row: row["validation/scores"])
+    yield stage.error(
+        f"over-optimized: the score of held-out prompts fell from {best['validation/scores']:.2f} (update "
+        f"{best['step']:.0f}) to {fallen[-1]['validation/scores']:.2f} while the training score rose",
+        "stop near that update, raise --kl-coef, or rank completions of this policy and train the reward model again",
+    )
 
 
 def _check_over_optimization(stage: StageReport, utility_curve: Sequence[Mapping[str, Any]]) -> Iterator[Diagnosis]:

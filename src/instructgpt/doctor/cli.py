@@ -68,8 +68,8 @@ def diagnose_stage(folder: Path, hash_of: Callable[[Path], str] = content_hash) 
         yield from check_models.check_tokenizers(stage)
     elif stage_name == "reward":
         yield from check_models.diagnose_reward_model(stage, folder)
-    elif stage_name == "sft":
-        yield from check_models.diagnose_sft(stage)
+    elif stage_name in ("pretrain", "sft"):
+        yield from check_models.diagnose_language_model(stage, folder)
     yield from check_models.check_lineage(stage, hash_of)
 
 

@@ -182,7 +182,8 @@ def compute_overoptimization_curve(model: str, folder: Path, world: World, episo
     """Return the reward model's mean score and the true utility of each PPO update, from the completions PPO saved."""
     rows_by_step: dict[int, list[dict[str, object]]] = defaultdict(list)
     for row in read_jsonl_log(folder / "samples.jsonl"):
-        rows_by_step[int(row["step"])].append(row)
+        if row.get("split") != "validation":
+            rows_by_step[int(row["step"])].append(row)
     points = []
     for step, rows in sorted(rows_by_step.items()):
         cells = [[str(row[name]) for name in ("prompt", "completion", "finish")] for row in rows]

@@ -43,7 +43,14 @@ def main(config: PlanConfig) -> list[Plan]:
     device, base_machine = resolve_machine(config, stage)
     rank_counts = config.ranks or (int(record.get("ranks", getattr(stage, "processes", 1))),)
     contexts = [
-        PlanContext(device, config.prompt_tokens, config.completion_tokens, config.records, ranks)
+        PlanContext(
+            device,
+            config.prompt_tokens,
+            config.completion_tokens,
+            config.records,
+            ranks,
+            stage.microbatch_tokens or None,
+        )
         for ranks in rank_counts
     ]
     machines = [machine_with_links(base_machine, ranks, config) for ranks in rank_counts]
@@ -78,7 +85,8 @@ def fit_to_memory(stage: StageConfig, context: PlanContext, capacity: float) -> 
             return replace(full_plan, notes=[*full_plan.notes, f"does not fit into {format_si(capacity, 'B')}"])
         context = replace(context, microbatch_tokens=context.budget // 2)
         fitted = plan_stage(stage, context)
-    notes = [f"{context.budget:,} tokens at once, so that it fits"] if context.microbatch_tokens else []
+    is_smaller = context.microbatch_tokens != (stage.microbatch_tokens or None)
+    notes = [f"{context.budget:,} tokens at once, so that it fits"] if is_smaller else []
     return replace(fitted, microbatch_tokens=context.budget, notes=fitted.notes + notes)
 
 

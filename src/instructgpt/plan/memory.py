@@ -152,7 +152,7 @@ def _sampling_parts(policy: TracedModel, decode_rows: int, row_tokens: int, cont
 def ppo_peaks(
     policy: TracedModel,
     value: TracedModel,
-    reward: TracedModel | None,
+    frozen: Sequence[TracedModel],
     memory: tuple[PeakMemory, PeakMemory, PeakMemory | None],
     accumulate: bool,
     decode_rows: int,
@@ -163,7 +163,7 @@ def ppo_peaks(
 
     Args:
         policy, value: with adapters if any; then the policy is also the reference.
-        reward: None where it shares the value model's base.
+        frozen: reward models, and a reference of its own, that share no weights with these two.
         memory: of the policy's update, the value model's, and the pretraining text, if any.
         accumulate: gradients of both models exist when a microbatch begins.
         decode_rows: rows sampled at once.
@@ -176,7 +176,7 @@ def ppo_peaks(
     fixed = {
         "weights: policy, reference, average": policy_bytes.weights + reference + ema,
         "weights: reward and value model": value_bytes.weights
-        + (rank_memory(reward, context).weights if reward else 0.0),
+        + sum(rank_memory(model, context).weights for model in frozen),
         "matrices in bf16, to sample": float(BF16_BYTES * shape.matrix_parameters * bf16),
         "Adam's moments": policy_bytes.optimizer_state + value_bytes.optimizer_state,
     }
@@ -195,7 +195,7 @@ def ppo_peaks(
         peak_bytes = max(policy_peak, policy_bytes.gradients + value_peak)
     activations = max(0.0, peak_bytes - gradients)
     fixed_with_gradients = fixed | {"gradients": gradients}
-    loaded = [policy, value, *([reward] if reward else []), *([] if policy.lora else [policy, policy])]
+    loaded = [policy, value, *frozen, *([] if policy.lora else [policy, policy])]
     return {
         "sampling": fixed | sampling,
         "updating": fixed_with_gradients

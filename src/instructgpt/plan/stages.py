@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,7 +48,7 @@ from instructgpt.plan.roofline import (
 from instructgpt.records import Demonstration, Prompt, Ranking
 from instructgpt.sampling.engine import CPU_CACHE_BYTES
 from instructgpt.train import ppo
-from instructgpt.train.configs import PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from instructgpt.train.configs import PPOConfig, PretrainConfig, RewardConfig, SFTConfig, split_function_source
 from instructgpt.train.pretrain import build_llama_config
 from instructgpt.train.sft import mix_rows_per_step, select_turns
 
@@ -279,7 +279,7 @@ def _synthetic_episodes(
     ], notes
 
 
-def _tokenizers_match(policy: str, reward: Path) -> bool:
+def _tokenizers_match(policy: str, reward: str) -> bool:
     """Return whether both tokenizers match; a missing one counts as matching."""
     try:
         policy_tokenizer, reward_tokenizer = (
@@ -291,19 +291,47 @@ def _tokenizers_match(policy: str, reward: Path) -> bool:
     return policy_tokenizer.is_compatible(reward_tokenizer)
 
 
+@dataclass(frozen=True, slots=True)
+class _FrozenModels:
+    """The models of PPO that only score."""
+
+    reference: TracedModel
+    rewards: list[TracedModel]
+    unshared: list[TracedModel]  # those with weights of their own, beside the reference that LoRA does without
+
+
+def _ppo_models(config: PPOConfig) -> tuple[TracedModel, TracedModel, _FrozenModels]:
+    """Return policy, value model and frozen models."""
+    sources = [source for source in config.reward if not split_function_source(source)]
+    value_source = next((source for source in sources if _tokenizers_match(config.policy, source)), None)
+    if config.value_init == "policy":
+        value_source = None
+    policy = _traced_model(config, load_model_config(config.policy), _forward_policy)
+    value = _traced_model(config, load_model_config(value_source or config.policy), forward_values, scalar=True)
+    rewards = {
+        source: TracedModel(load_model_config(source), forward_scores, scalar=True, memory=config.memory)
+        for source in sources
+    }
+    reference = TracedModel(load_model_config(config.reference or config.policy), _forward_policy, memory=config.memory)
+    unshared = [model for source, model in rewards.items() if not (config.lora and source == value_source)]
+    unshared += [reference] if config.lora and config.reference else []
+    return policy, value, _FrozenModels(reference, list(rewards.values()), unshared)
+
+
 def _plan_ppo(config: PPOConfig, context: PlanContext) -> Plan:
-    policy_config, reward_config = load_model_config(config.policy), load_model_config(config.reward)
-    same_tokenizer = _tokenizers_match(config.policy, config.reward)
-    policy = _traced_model(config, policy_config, _forward_policy)
-    value = _traced_model(
-        config, reward_config if same_tokenizer else load_model_config(config.policy), forward_values, scalar=True
-    )
-    reward = TracedModel(reward_config, forward_scores, scalar=True, memory=config.memory)
-    reference = TracedModel(policy_config, _forward_policy, memory=config.memory)
+    policy_config = load_model_config(config.policy)
+    policy, value, frozen = _ppo_models(config)
     batch, notes = _synthetic_episodes(config, policy_config, context)
     phases, decode_rows, row_tokens = _rollout_phases(
-        config, policy, [(reward, "score"), (reference, "reference"), (value, "values")], batch, context
+        config,
+        policy,
+        [*((reward, "score") for reward in frozen.rewards), (frozen.reference, "reference"), (value, "values")],
+        batch,
+        context,
     )
+    scoring = [phase for phase in phases if phase.name == "score"]
+    if len(scoring) > 1:
+        phases = [merge_phases("score", scoring), *(phase for phase in phases if phase.name != "score")]
     minibatches = [batch[start : start + config.minibatch] for start in range(0, len(batch), config.minibatch)]
     pass_phases, policy_memory = _training_phases(policy, minibatches, context, ("policy update", ""))
     phases.append(merge_phases("policy update", pass_phases).scale(config.epochs))
@@ -333,8 +361,7 @@ def _plan_ppo(config: PPOConfig, context: PlanContext) -> Plan:
     ]
     accumulate = ptx_memory is not None or len(list(microbatches(rank_lengths, context.budget))) > 1
     memory = (policy_memory, value_memory, ptx_memory)
-    shared_reward = None if same_tokenizer and config.lora else reward
-    peaks = ppo_peaks(policy, value, shared_reward, memory, accumulate, decode_rows, row_tokens, context)
+    peaks = ppo_peaks(policy, value, frozen.unshared, memory, accumulate, decode_rows, row_tokens, context)
     step = f"an update on {config.batch} episodes"
     return Plan(
         stage="ppo",

@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
@@ -43,7 +44,12 @@ _LONG_CHECKPOINT_S = 3.0
 """A checkpoint that takes longer to write is written less often, so that writing takes 5 % of the time at most."""
 _PRINT_INTERVAL_S = 10.0
 _RECORDED_PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
-_RESUMABLE_OPTIONS = {"out", "device", "resume", "processes", "patience", "track", "checkpoints", "checkpoint_minutes"}
+_RESUMABLE_OPTIONS = (
+    frozenset({"out", "device", "resume", "processes", "patience", "track", "checkpoints"})
+    | frozenset({"checkpoint_minutes"})
+    | frozenset({"microbatch_tokens", "validation_interval"})
+    | frozenset({"kl_alarm", "min_entropy", "parity_tolerance", "parity_rms_tolerance"})
+)
 """Options that may change when a run resumes: they do not affect its result."""
 
 console = Console(highlight=False)
@@ -134,6 +140,14 @@ class RunDirectory:
         settings: dict[str, Any] = json.loads(self.config.model_dump_json())
         return settings
 
+    def _normalize(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return recorded options as this version writes them; one that an older version lacked has its default."""
+        try:
+            normalized: dict[str, Any] = json.loads(type(self.config).model_validate(settings).model_dump_json())
+        except ValidationError:
+            return settings
+        return normalized
+
     def _check_matches(self, record: Mapping[str, Any]) -> None:
         if record.get("stage") != self.stage:
             stages = f"'{record.get('stage')}', not of '{self.stage}'"
@@ -150,17 +164,12 @@ class RunDirectory:
             if parent["path"] == recorded["path"]:
                 change = f"'{name}' ({parent['path']}) has changed since the run started"
                 raise InputError(f"{self.directory}: {change}; restart with --no-resume")
-        before, now = _flatten_settings(record["config"]), _flatten_settings(self._settings())
+        before, now = _flatten_settings(self._normalize(record["config"])), _flatten_settings(self._settings())
         now = {flag: _replace_paths(value, moved) for flag, value in now.items()}
-        # An option that is newer than the run had no other value then.
-        before |= {flag: now[flag] for flag in now.keys() - before.keys() if self._is_default(flag)}
         for flag in sorted(before.keys() | now.keys()):
             if before.get(flag) != now.get(flag):
                 change = f"{flag} was {before.get(flag)} when the run started and is {now.get(flag)} now"
                 raise InputError(f"{self.directory}: {change}; choose another --out, or restart with --no-resume")
-
-    def _is_default(self, flag: str) -> bool:
-        return flag.removeprefix("--").replace("-", "_") not in self.config.model_fields_set
 
     def _find_recorded_parent(
         self, name: str, parent: Mapping[str, str], recorded: Mapping[str, dict[str, str]]

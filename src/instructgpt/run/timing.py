@@ -25,16 +25,16 @@ class PhaseTimer:
         previous = previous or {}
         self.seconds = {name: float(sums["seconds"]) for name, sums in previous.items()}
         self.tokens = {name: int(sums["tokens"]) for name, sums in previous.items()}
-        self._is_open = False
+        self._open_phase: str | None = None
         self._pending_events: list[tuple[str, Any, Any]] = []
 
     @contextmanager
     def __call__(self, name: str, tokens: int = 0) -> Iterator[None]:
         """Time the body as part of a phase that computes `tokens` tokens."""
-        if self._is_open:
+        if self._open_phase is not None:
             yield
             return
-        self._is_open = True
+        self._open_phase = name
         cuda = getattr(sys.modules.get("torch"), "cuda", None)  # never loads torch
         uses_cuda = cuda is not None and cuda.is_initialized()
         events = [cuda.Event(enable_timing=True) for _ in range(2)] if cuda is not None and uses_cuda else None
@@ -44,7 +44,7 @@ class PhaseTimer:
         try:
             yield
         finally:
-            self._is_open = False
+            self._open_phase = None
             self.add_tokens(name, tokens)
             if events:
                 events[1].record()
@@ -54,6 +54,8 @@ class PhaseTimer:
 
     def add_tokens(self, name: str, tokens: int) -> None:
         """Add tokens to a phase, if their number is known only after it."""
+        if self._open_phase is not None:  # nested
+            return
         self.tokens[name] = self.tokens.get(name, 0) + tokens
 
     def _add_seconds(self, name: str, seconds: float) -> None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from instructgpt.config import RANK_TIMEOUT_S, StageConfig
 
 WARMUP_UPDATES = 10
+ScoreNormalization = Literal["none", "scale", "standardize"]
+"""What running moments do to scores: nothing, divide by the standard deviation, or subtract the mean first."""
 
 
 class PretrainConfig(StageConfig):
@@ -115,9 +117,22 @@ class PPOConfig(StageConfig):
 
     stage: ClassVar[str] = "ppo"
 
-    policy: str = Field(description="initial policy and frozen reference: an SFT model, best with --mix")
-    reward: Path = Field(description="reward model; the value model starts from it too")
+    policy: str = Field(description="initial policy: an SFT model, best with --mix")
+    reward: tuple[str, ...] = Field(
+        min_length=1, description="reward models, and Python functions FILE.py:NAME (prompts, completions) -> scores"
+    )
+    reward_weights: tuple[float, ...] = Field((), description="weight of each --reward in the score; default: 1 each")
+    demonstrations: tuple[Path, ...] = Field(
+        (), description="demonstrations whose average score becomes 0, for reward models that record no offset"
+    )
+    reference: str | None = Field(None, description="frozen reference of the KL penalty; default: the initial policy")
+    value_init: Literal["reward", "policy"] = Field(
+        "reward", description="start of the value model: the reward model, or the policy with a head of zeros"
+    )
     prompts: tuple[Path, ...] = Field(description="prompts")
+    max_prompt_tokens: int = Field(1000, ge=1, description="longer prompts are left out and counted (appendix C)")
+    validation: tuple[Path, ...] = Field((), description="held-out prompts to watch; they never train")
+    validation_interval: int = Field(10, ge=1, description="PPO steps between measurements on --validation")
     pretraining: tuple[Path, ...] = Field((), description="pretraining text; turns PPO into PPO-ptx")
     episodes: int = Field(256_000, ge=1, description="completions sampled in the whole run")
     batch: int = Field(512, ge=1, description="episodes sampled per PPO step")
@@ -127,18 +142,49 @@ class PPOConfig(StageConfig):
     value_lr: float = Field(9e-6, gt=0, description="learning rate of the value model")
     kl_coef: float = Field(0.02, ge=0, description="beta of equation 2, the KL penalty per token")
     lam: float = Field(0.95, ge=0, le=1, description="lambda of generalized advantage estimation; gamma is 1")
-    clip: float = Field(0.2, gt=0, description="clip range of the ratio and of the value")
+    clip: float = Field(0.2, gt=0, description="clip range of the ratio")
+    value_clip: float = Field(0.2, ge=0, description="clip range of the value, in units of the score; 0: no clipping")
     max_tokens: int = Field(256, ge=1, description="maximum completion length")
     eos_penalty: float = Field(1.0, ge=0, description="subtracted from the score of a truncated completion")
+    score_normalization: ScoreNormalization = Field(
+        "none",
+        description="divide scores by their standard deviation so far; standardize: subtract their mean first",
+    )
+    score_clip: float = Field(0.0, ge=0, description="limit of a score's absolute value, after normalization; 0: none")
+    adam_eps: float = Field(1e-5, gt=0, description="epsilon of Adam (Huang et al. 2023, detail 20)")
     ema: float = Field(0.992, ge=0, lt=1, description="decay of the averaged weights that are saved; 0: last weights")
     ptx_coef: float = Field(27.8, ge=0, description="gamma of equation 2, with --pretraining")
     ptx_reduction: Literal["token", "sequence"] = Field("token", description="ptx loss: mean over tokens or over rows")
     ptx_ratio: float = Field(8.0, gt=0, description="rows of pretraining text per episode")
+    kl_alarm: float = Field(
+        50.0, ge=0, description="KL in nats per completion above which the run warns; it stops at four times it; 0: off"
+    )
+    min_entropy: float = Field(
+        0.02, ge=0, lt=1, description="share of the first entropy below which the run stops; 0: never"
+    )
+    parity_tolerance: float = Field(
+        1e-3, ge=0, description="largest difference of logp between sampling and training, in nats; 0: not checked"
+    )
+    parity_rms_tolerance: float = Field(
+        2e-2, ge=0, description="the same as a root mean square with --memory bf16, which only warns; 0: not checked"
+    )
     skip_bad: bool = Field(False, description="skip and count bad lines")
     processes: int = Field(1, ge=1, description="ranks to start on this machine; torchrun starts its own")
     patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds without an answer before a rank counts as dead")
 
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _list_sources(cls, value: Any) -> Any:
+        sources = (value,) if isinstance(value, str | Path) else value
+        return tuple(map(str, sources)) if isinstance(sources, list | tuple) else sources
+
     def ineffective_options(self) -> Iterator[str]:
+        if self.reward_weights and len(self.reward_weights) != len(self.reward):
+            yield f"{len(self.reward_weights)} --reward-weights for {len(self.reward)} --reward; give one for each"
+        if len(set(self.reward)) < len(self.reward):
+            yield "--reward names the same source twice; give it a larger weight with --reward-weights"
+        if "validation_interval" in self.model_fields_set and not self.validation:
+            yield "--validation-interval has no effect without --validation"
         for name in ("ptx_coef", "ptx_reduction", "ptx_ratio"):
             if name in self.model_fields_set and not self.pretraining:
                 yield f"--{name.replace('_', '-')} has no effect without --pretraining"
@@ -171,3 +217,9 @@ class PPOConfig(StageConfig):
     @property
     def ptx_rows_per_step(self) -> int:
         return max(1, round(self.ptx_ratio * self.minibatch))
+
+
+def split_function_source(source: str) -> tuple[Path, str] | None:
+    """Return file and function of FILE.py:function; None for a reward model."""
+    file, separator, function = source.rpartition(":")
+    return (Path(file), function) if separator and file.endswith(".py") else None

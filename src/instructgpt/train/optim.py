@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from instructgpt.data.packing import TokenizedExample, collate, microbatches, token_budget
+from instructgpt.data.packing import MICROBATCH_TOKENS, TokenizedExample, collate, microbatches, token_budget
 from instructgpt.distributed.comm import (
     all_reduce_sum,
     get_dist_info,
@@ -28,12 +28,12 @@ from instructgpt.run.directory import RunDirectory
 from instructgpt.run.timing import PHASE_TIMER
 
 ADAM_BETAS = (0.9, 0.95)  # appendix C, all stages
-MAX_GRADIENT_NORM = 1.0
 
 
 def get_stage_device(run: RunDirectory) -> torch.device:
     """Return the device to load a stage's models to, and warn where bf16 is slow on it."""
     device = pick_device(run.config.device, run.config.memory)
+    run.summary["microbatch_tokens"] = dict(MICROBATCH_TOKENS)
     if warning := bf16_warning(device, run.config.memory):
         run.info(warning)
     return device
@@ -66,12 +66,15 @@ def _load_adam8bit() -> Any:
     return AdamW8bit
 
 
-def optimizer_step(optimizer: torch.optim.Optimizer, lr: float) -> float:
-    """Clip the accumulated gradients, step, and return the norm before clipping. Raise RunError if it is not finite."""
+def optimizer_step(optimizer: torch.optim.Optimizer, lr: float, max_norm: float = 1.0) -> float:
+    """Clip the accumulated gradients, step, and return the norm before clipping. Raise RunError if it is not finite.
+
+    A `max_norm` of 0 clips nothing.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     with PHASE_TIMER("optimizer"):
         all_reduce_replicated_grads(parameters)
-        total_norm = nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+        total_norm = nn.utils.clip_grad_norm_(parameters, max_norm or float("inf"))
         norm = float(total_norm.full_tensor() if isinstance(total_norm, DTensor) else total_norm)
         if not norm < float("inf"):  # also true for NaN
             cause = f"the learning rate ({lr:.2g}) is likely too high, or the data contains a degenerate row"

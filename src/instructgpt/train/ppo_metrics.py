@@ -1,9 +1,8 @@
-"""Metrics and samples of a PPO run, and the guard that stops a diverging one."""
+"""Metrics and samples of a PPO run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.markup import escape
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from instructgpt import functional
 from instructgpt.data.tokenization import PromptTokenizer
-from instructgpt.errors import RunError
 from instructgpt.run.directory import RunDirectory
 from instructgpt.train.rollout import Rollout
 
@@ -33,13 +31,16 @@ def compute_update_metrics(
         "objective/entropy": -rollout.logp.nansum(1).mean(),
         "objective/non_score_reward": -kl_coef * kl.mean(),
         "objective/scores": rollout.scores.mean(),
+        "objective/scores_std": rollout.scores.std(correction=0),
         "objective/rlhf_reward": (rollout.scores - kl_coef * kl).mean(),
         "val/num_eos_tokens": rollout.finished.sum(),
         "val/explained_variance": functional.explained_variance(rollout.values[mask], returns[mask]),
         "completion/length": lengths.mean(),
         "completion/truncated": 1 - rollout.finished.float().mean(),
     }
-    result = {name: float(number) for name, number in metrics.items()}
+    if not rollout.raw_scores.equal(rollout.scores):
+        metrics["objective/raw_scores"] = rollout.raw_scores.mean()
+    result = {name: float(number) for name, number in metrics.items()} | rollout.score_metrics
     for name in sorted({name for step in step_stats for name in step}):
         numbers = [step[name] for step in step_stats]
         result[name] = max(numbers) if name == MAX_LOG_RATIO_METRIC else sum(numbers) / len(numbers)
@@ -74,31 +75,3 @@ def print_samples(run: RunDirectory, records: Sequence[dict[str, Any]]) -> None:
         prompt, completion = (escape(record[name].replace("\n", "⏎")[:120]) for name in ("prompt", "completion"))
         numbers = "  ".join(f"{name} {record[name]:+.2f}" for name in ("score", "kl", "total"))
         run.info(f"[dim]{prompt}[/] → {completion}  [dim]{numbers}[/]")
-
-
-@dataclass(slots=True)
-class DivergenceGuard:
-    """Stops a run whose KL explodes (nats per completion) or whose entropy collapses (relative to the first step's)."""
-
-    first_entropy: float | None = None
-    MAX_KL = 50.0
-    MIN_ENTROPY_RATIO = 0.02
-
-    def state_dict(self) -> dict[str, float | None]:
-        return asdict(self)
-
-    def check(self, metrics: dict[str, float]) -> None:
-        """Raise RunError if the metrics of a PPO step show divergence."""
-        kl, entropy = metrics["objective/kl"], metrics["policy/entropy_avg"]
-        if self.first_entropy is None:
-            self.first_entropy = entropy
-        if kl > self.MAX_KL:
-            raise RunError(
-                f"the policy has diverged from its reference: KL {kl:.1f} nats per completion "
-                f"(limit {self.MAX_KL:.0f}); the learning rate is likely too high or --kl-coef too low"
-            )
-        if entropy < self.MIN_ENTROPY_RATIO * self.first_entropy:
-            raise RunError(
-                f"the entropy has collapsed from {self.first_entropy:.2f} to {entropy:.4f} nats per token: likely a "
-                "reward that one phrase satisfies, or too high a learning rate"
-            )

@@ -22,6 +22,7 @@ from instructgpt.models.sharding import full_model_on_rank0, shard
 from instructgpt.records import SkippedLines
 from instructgpt.run.directory import RunDirectory
 from instructgpt.run.lineage import named_inputs
+from instructgpt.train.alarms import LossAlarm
 from instructgpt.train.configs import PretrainConfig
 from instructgpt.train.optim import (
     BestCheckpoint,
@@ -75,14 +76,17 @@ def train(config: PretrainConfig) -> None:
         full_model = full_model_on_rank0(model)
         try_saving(run, lambda folder: save_and_verify_policy(full_model, tokenizer, folder))
     best = BestCheckpoint(model, config.keep, state and state["best"])
+    loss_alarm = LossAlarm(len(tokenizer.hf_tokenizer))
     model.train()
     for step in range(state["step"] if state else 0, config.steps):
         loss = lm_loss(model, corpus.examples(step * config.batch, config.batch), seed=step)
+        loss_alarm.check(loss, is_last=step + 1 == config.steps)
         lr = config.lr * functional.cosine_decay(step, config.steps, 0.05, round(config.warmup * config.steps))
-        metrics = {"loss/train": loss, "lr": lr, "gradient_norm": optimizer_step(optimizer, lr)}
+        metrics = {"loss/train": loss, "lr": lr, "gradient_norm": optimizer_step(optimizer, lr, config.max_grad_norm)}
         metrics["tokens"] = (step + 1) * config.batch * window
         if (step + 1) % VALIDATION_INTERVAL == 0 or step + 1 == config.steps:
             metrics["loss/validation"] = compute_validation_loss(model, validation)
+            loss_alarm.check_validation(metrics["loss/validation"])
             best.update(-metrics["loss/validation"], step + 1)
         run.log(step + 1, config.steps, metrics, show=("loss/train", "loss/validation", "lr"))
         run.save_checkpoint(step + 1, lambda: get_training_state(models, optimizers, best=best.state_dict()))
@@ -90,7 +94,12 @@ def train(config: PretrainConfig) -> None:
     if config.keep == "best":
         run.info(f"keeps step {best.position} of {config.steps}, chosen by validation loss")
     tokens = config.steps * config.batch * window
-    summary = {"tokens": tokens, "parameters": count_parameters(model), "step": best.position}
+    summary = {
+        "vocab_size": loss_alarm.vocab_size,
+        "tokens": tokens,
+        "parameters": count_parameters(model),
+        "step": best.position,
+    }
     full_model = full_model_on_rank0(model)
     run.finish(lambda folder: save_and_verify_policy(full_model.eval(), tokenizer, folder), **summary)
 

@@ -134,7 +134,7 @@ def train_loop(
         rows = step_indices(step, len(training), config.batch, config.seed)
         loss, accuracy = ranking_backward(reward, [training[row] for row in rows])
         lr = config.lr * functional.cosine_decay(step, steps)
-        norm = optimizer_step(optimizer, lr)
+        norm = optimizer_step(optimizer, lr, config.max_grad_norm)
         if run is None:
             continue
         metrics = {"loss/train": loss, "accuracy/train": accuracy, "lr": lr, "gradient_norm": norm}

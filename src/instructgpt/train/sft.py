@@ -33,6 +33,7 @@ from instructgpt.records import Demonstration, Prompt, SkippedLines, read_all_re
 from instructgpt.run.directory import RunDirectory
 from instructgpt.run.lineage import named_inputs
 from instructgpt.sampling.completions import generate, retokenize_for
+from instructgpt.train.alarms import LossAlarm
 from instructgpt.train.configs import SFTConfig
 from instructgpt.train.optim import (
     BestCheckpoint,
@@ -57,8 +58,9 @@ def main(config: SFTConfig) -> Path:
 def train(config: SFTConfig) -> None:
     """Run the stage in one rank."""
     inputs = named_inputs(data=config.data, validation=config.validation, pretraining=config.pretraining)
-    reward_input = {"reward": config.reward} if config.reward else {}
-    run = RunDirectory.open(config, {"base": config.base} | inputs | reward_input)
+    run = RunDirectory.open(
+        config, {"base": config.base} | inputs | ({"reward": config.reward} if config.reward else {})
+    )
     if run.is_finished:
         return
     device = get_stage_device(run)
@@ -86,20 +88,23 @@ def train(config: SFTConfig) -> None:
         full_model = full_model_on_rank0(model)
         try_saving(run, lambda folder: save_and_verify_policy(full_model, tokenizer, folder))
     best = BestCheckpoint(trainable, config.keep, state and state["best"])
+    loss_alarm = LossAlarm(model.get_input_embeddings().num_embeddings)
     for step in range(state["step"] if state else 0, steps):
         rows = step_indices(step, len(training), config.batch, config.seed)
         model.train()
         loss = lm_loss(model, [training[row] for row in rows], weight=1 - config.mix if mix_corpus else 1.0, seed=step)
+        loss_alarm.check(loss, is_last=step + 1 == steps)
         metrics = {"loss/train": loss, "epoch": (step + 1) / epoch_steps}
         if mix_corpus is not None:
             mix_rows = mix_rows_per_step(config)
             mix_examples = mix_corpus.examples(step * mix_rows, mix_rows)
             metrics["loss/pretraining"] = lm_loss(model, mix_examples, weight=config.mix, seed=step + 1)
         metrics["lr"] = config.lr * functional.cosine_decay(step, steps)
-        metrics["gradient_norm"] = optimizer_step(optimizer, metrics["lr"])
+        metrics["gradient_norm"] = optimizer_step(optimizer, metrics["lr"], config.max_grad_norm)
         model.eval()
         if (step + 1) % epoch_steps == 0:
             metrics |= validate_policy(model, validation, prompts, reward, tokenizer, config)
+            loss_alarm.check_validation(metrics["loss/validation"])
             best.update(metrics.get("validation/score", -metrics["loss/validation"]), (step + 1) // epoch_steps)
         run.log(step + 1, steps, metrics, show=("epoch", "loss/train", "loss/validation", "validation/score"))
         run.save_checkpoint(step + 1, lambda: get_training_state(models, optimizers, best=best.state_dict()))
@@ -107,6 +112,7 @@ def train(config: SFTConfig) -> None:
     criterion = f"chosen by {'reward-model score' if reward else 'validation loss'}"
     run.info(f"keeps epoch {best.position} of {config.epochs}, {'the last' if config.keep == 'last' else criterion}")
     summary = {
+        "vocab_size": loss_alarm.vocab_size,
         "tokens": config.epochs * sum(map(len, training)),
         "epoch": best.position,
         "parameters": count_parameters(model),
@@ -182,6 +188,6 @@ def validate_policy(
     metrics = {"loss/validation": lm_loss(model, validation, backward=False)}
     if reward is not None:
         completions = generate(model, tokenizer, prompts, max_tokens=config.max_tokens, seed=config.seed)
-        examples = retokenize_for(reward.tokenizer, tokenizer, completions)
+        examples, _ = reward.truncate(retokenize_for(reward.tokenizer, tokenizer, completions))
         metrics["validation/score"] = float(reward.score(examples).mean())
     return metrics
