@@ -66,10 +66,7 @@ def train(config: SFTConfig) -> None:
     device = get_stage_device(run)
     model, tokenizer = load_policy(config.base, device, config.dropout)
     announce_tokenizer(tokenizer, run)
-    dropout = config.dropout if "dropout" in config.model_fields_set else 0  # the default applies where it can
-    if dropout and not any(dropout_settings(model.config, dropout).values()):
-        family = model.config.model_type
-        raise InputError(f"sft: --dropout has no effect: the model family '{family}' has no residual dropout")
+    _check_dropout(config, model)
     training, validation, prompts = load_data(config, tokenizer, context_length(model), run)
     mix_corpus = load_mix_corpus(config, tokenizer, pretraining_sequence_length(model), len(training))
     reward = load_reward_model(config.reward, device) if config.reward else None
@@ -120,6 +117,14 @@ def train(config: SFTConfig) -> None:
     }
     full_model = full_model_on_rank0(model)
     run.finish(lambda folder: save_and_verify_policy(full_model, tokenizer, folder), **summary)
+
+
+def _check_dropout(config: SFTConfig, model: Any) -> None:
+    """Raise InputError where the user asks for a dropout that the family lacks; the default applies where it can."""
+    dropout = config.dropout if "dropout" in config.model_fields_set else 0
+    if dropout and not any(dropout_settings(model.config, dropout).values()):
+        family = model.config.model_type
+        raise InputError(f"sft: --dropout has no effect: the model family '{family}' has no residual dropout")
 
 
 def load_data(
