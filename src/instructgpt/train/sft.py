@@ -89,13 +89,9 @@ def train(config: SFTConfig) -> None:
     for step in range(state["step"] if state else 0, steps):
         rows = step_indices(step, len(training), config.batch, config.seed)
         model.train()
-        loss = lm_loss(model, [training[row] for row in rows], weight=1 - config.mix if mix_corpus else 1.0, seed=step)
-        loss_alarm.check(loss, is_last=step + 1 == steps)
-        metrics = {"loss/train": loss, "epoch": (step + 1) / epoch_steps}
-        if mix_corpus is not None:
-            mix_rows = mix_rows_per_step(config)
-            mix_examples = mix_corpus.examples(step * mix_rows, mix_rows)
-            metrics["loss/pretraining"] = lm_loss(model, mix_examples, weight=config.mix, seed=step + 1)
+        metrics = {"epoch": (step + 1) / epoch_steps}
+        metrics |= backward_step(model, [training[row] for row in rows], mix_corpus, step, config)
+        loss_alarm.check(metrics["loss/train"], is_last=step + 1 == steps)
         metrics["lr"] = config.lr * functional.cosine_decay(step, steps)
         metrics["gradient_norm"] = optimizer_step(optimizer, metrics["lr"], config.max_grad_norm)
         model.eval()
@@ -117,6 +113,19 @@ def train(config: SFTConfig) -> None:
     }
     full_model = full_model_on_rank0(model)
     run.finish(lambda folder: save_and_verify_policy(full_model, tokenizer, folder), **summary)
+
+
+def backward_step(
+    model: Any, examples: Sequence[TokenizedExample], mix_corpus: Corpus | None, step: int, config: SFTConfig
+) -> dict[str, float]:
+    """Accumulate the gradients of an optimizer step, and return the losses on demonstrations and pretraining text."""
+    weight = 1.0 if mix_corpus is None else 1 - config.mix
+    losses = {"loss/train": lm_loss(model, examples, weight=weight, seed=step)}
+    if mix_corpus is not None:
+        mix_rows = mix_rows_per_step(config)
+        mix_examples = mix_corpus.examples(step * mix_rows, mix_rows)
+        losses["loss/pretraining"] = lm_loss(model, mix_examples, weight=config.mix, seed=step + 1)
+    return losses
 
 
 def _check_dropout(config: SFTConfig, model: Any) -> None:
