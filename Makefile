@@ -33,7 +33,7 @@ found_python = $(eval FOUND := $(shell $(find_python)))$(if $(filter found,$(fir
 # The stamp names the place it was made in: a copied or moved clone, or one whose Python has gone, is set up anew.
 READY := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd -P)" ] && $(PYTHON_IN) -c '$(NEW_ENOUGH)' 2>/dev/null && echo yes)
 
-.PHONY: help setup run test check docs clean again
+.PHONY: help setup run test check families docs clean again
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
 
@@ -63,6 +63,9 @@ check: $(STAMP)  ## the same without the slow tests
 	$(PYTHON_IN) -m ruff check .
 	$(PYTHON_IN) -m mypy
 	$(TEST) -m "not slow"
+
+families: $(STAMP)  ## try every family of causal models and write docs/families.md (15 minutes)
+	$(PYTHON_IN) docs/generate_families.py
 
 docs: $(STAMP)  ## write docs/options.md from the options of the commands
 	$(PYTHON_IN) docs/generate_options.py

@@ -73,7 +73,7 @@ class SamplingOptions(CommandConfig):
 
 RANK_TIMEOUT_S = 600.0
 """How long ranks wait for one another by default."""
-TRAINING_ONLY_FIELDS = frozenset({"lora", "memory", "checkpoints", "microbatch_tokens", "max_grad_norm"})
+TRAINING_ONLY_FIELDS = frozenset({"lora", "memory", "save_dtype", "checkpoints", "microbatch_tokens", "max_grad_norm"})
 """Excluded by stages that train no model."""
 
 
@@ -94,6 +94,9 @@ class StageConfig(CommandConfig):
         description="minutes between checkpoints; default: 1, and more where writing takes over 5 % of the time",
     )
     lora: int = Field(0, ge=0, description="rank of LoRA adapters; 0 trains all weights")
+    save_dtype: Literal["base", "float32", "bfloat16"] = Field(
+        "base", description="type of the saved weights; base: that of the base model's files"
+    )
     memory: tuple[Literal["bf16", "checkpointing", "adam8bit", "offload"], ...] = Field(
         (), description="memory savings to apply: bf16, checkpointing, adam8bit, offload, or several"
     )

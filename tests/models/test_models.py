@@ -188,21 +188,6 @@ def test_a_tokenizer_without_end_of_text_is_refused(save, tmp_path):
         load_policy(folder, CPU)
 
 
-def test_a_family_that_scales_its_logits_is_refused(save, tmp_path):
-    shape = {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-    }
-    config = transformers.CohereConfig(vocab_size=300, logit_scale=0.5, max_position_embeddings=32, **shape)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    load_tokenizer(save()).hf_tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="changes its logits"):
-        load_policy(tmp_path, CPU)
-
-
 def test_a_missing_device_is_refused():
     assert pick_device("cpu") == CPU
     for name in ("cuda:9", "abacus"):

@@ -22,9 +22,9 @@ from instructgpt.models.flops import (
     SequenceShape,
     build_on_meta,
     get_model_shape,
-    load_model_config,
     ppo_update_flops,
 )
+from instructgpt.models.loading import load_model_config
 from instructgpt.models.policy import load_policy
 from instructgpt.models.reward_model import load_reward_model
 from instructgpt.plan.context import PlanContext

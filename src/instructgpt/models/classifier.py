@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from instructgpt.data.packing import PackedBatch, TokenizedExample, collate
 from instructgpt.data.tokenization import PromptTokenizer
 from instructgpt.errors import InputError, one_line
+from instructgpt.models.loading import find_model_files, from_pretrained
 from instructgpt.models.packed_attention import hidden_states
-from instructgpt.models.policy import from_pretrained
 from instructgpt.records import PromptFields
 
 _PROBE_TOKENS = 5
@@ -68,7 +68,7 @@ def is_one_label_classifier(source: Path | str) -> bool:
     Raises:
         InputError: it cannot be read, or it is a classifier with several labels.
     """
-    config = from_pretrained(transformers.AutoConfig, source)
+    config = from_pretrained(transformers.AutoConfig, find_model_files(source).base)
     if not any("SequenceClassification" in name for name in config.architectures or ()):
         return False
     if config.num_labels != 1:

@@ -9,7 +9,6 @@ import copy
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,9 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
 from instructgpt.data.packing import TokenizedExample
+from instructgpt.models.head import has_plain_head, vocabulary_rows
 from instructgpt.models.last_layer_subset import enable_last_layer_subset, find_last_mlp
 from instructgpt.models.lora import add_lora, get_backbone
-from instructgpt.models.policy import from_pretrained
 from instructgpt.models.precision import apply_memory_options
 
 FLOAT_BYTES = 4
@@ -113,11 +112,6 @@ def fake_like(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
     return fake_tensor
 
 
-def load_model_config(source: Path | str) -> Any:
-    """Load the configuration of a model directory or hub name. Raises InputError where there is none."""
-    return from_pretrained(transformers.AutoConfig, source)
-
-
 def build_on_meta(config: Any, *, scalar: bool = False, lora: int = 0, memory: Collection[str] = ()) -> Any:
     """Build a model as a stage does, but on the device `meta`.
 
@@ -129,11 +123,13 @@ def build_on_meta(config: Any, *, scalar: bool = False, lora: int = 0, memory: C
     """
     auto_class = transformers.AutoModelForSequenceClassification if scalar else transformers.AutoModelForCausalLM
     if scalar:
-        config.num_labels = 1
+        config.num_labels = config.get_text_config().num_labels = 1
     with torch.device("meta"):
-        model = auto_class.from_config(config, attn_implementation="sdpa").eval()
+        model = auto_class.from_config(config, dtype=torch.float32).eval()
         enable_last_layer_subset(model)
         apply_memory_options(model, memory)
+        if not scalar:
+            has_plain_head(model)  # found out once, with numbers, before there are none
         return add_lora(model, lora, 0)
 
 
@@ -148,11 +144,8 @@ def to_fake_device(model: Any) -> Any:
 
 def get_model_shape(model: Any) -> ModelShape:
     """Return the shape of a policy, or of a reward or value model, which has no output layer."""
-    config = model.config
-    output_layer = model.get_output_embeddings() if model.can_generate() else None
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    output_layer = model.get_output_embeddings()
+    layers, attention_width, kv_width, hidden_size = _attention_sizes(model.config.get_text_config())
     backbone, last_modules = get_backbone(getattr(model, "peft_model", model)), find_last_mlp(model)
     weights, last_mlp_weights = (
         [
@@ -166,17 +159,36 @@ def get_model_shape(model: Any) -> ModelShape:
     return ModelShape(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         matrix_parameters=sum(weight.numel() for weight in weights),
-        layers=config.num_hidden_layers,
-        attention_width=heads * head_dim,
-        kv_cache_size_per_token=2 * config.num_hidden_layers * kv_heads * head_dim,
-        hidden_size=config.hidden_size,
-        vocab_size=0 if output_layer is None else output_layer.weight.shape[0],
+        layers=layers,
+        attention_width=attention_width,
+        kv_cache_size_per_token=2 * layers * kv_width,
+        hidden_size=hidden_size,
+        vocab_size=0 if output_layer is None else vocabulary_rows(model),
         last_mlp_parameters=sum(weight.numel() for weight in last_mlp_weights),
         frozen_parameters=sum(parameter.numel() for parameter in frozen),
         frozen_matrix_parameters=sum(weight.numel() for weight in weights if not weight.requires_grad),
         frozen_last_mlp_parameters=sum(weight.numel() for weight in last_mlp_weights if not weight.requires_grad),
-        output_layer_frozen=output_layer is not None and not output_layer.weight.requires_grad,
+        output_layer_frozen=output_layer is not None and not any(p.requires_grad for p in output_layer.parameters()),
     )
+
+
+def _attention_sizes(config: Any) -> tuple[int, int, int, int]:
+    """Return layers, width of all heads, of all keys' heads, and of a hidden state; no heads in recurrent models.
+
+    Numbers that differ from layer to layer are taken as their largest.
+    """
+
+    def size(name: str) -> int:
+        try:
+            value = getattr(config, name, None)
+        except Exception:  # transformers refuses to name one number where layers differ (Gemma 4)
+            value = [getattr(layer, name, None) for layer in config.per_layer_config]
+        value = max((one for one in value if one), default=0) if isinstance(value, list | tuple) else value
+        return int(value or 0)
+
+    layers, hidden_size, heads = size("num_hidden_layers"), size("hidden_size"), size("num_attention_heads")
+    head_dim = size("head_dim") or (hidden_size // heads if heads else 0)
+    return layers, heads * head_dim, (size("num_key_value_heads") or heads) * head_dim, hidden_size
 
 
 def ppo_update_flops(

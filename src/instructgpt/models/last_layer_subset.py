@@ -75,7 +75,7 @@ class _SubsetHooks:
 
 def find_last_mlp(model: Any) -> tuple[nn.Module, nn.Module] | None:
     """Return attention and feed-forward part of a model's last layer; None where it has no module `mlp`."""
-    depth = model.config.num_hidden_layers
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     stacks = (part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == depth)
     layer = next((stack[-1] for stack in stacks), None)
     mlp = getattr(layer, "mlp", None)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from instructgpt.errors import InputError
+from instructgpt.models.loading import saved_dtype
 
 _ADAPTER_FOLDER = "adapter"
 """Folder of the adapter in a saved model's directory, beside the merged weights."""
@@ -64,7 +65,9 @@ class BaseModelView:
 def get_backbone(model: Any) -> Any:
     """Return the part of a model that maps tokens to hidden states, adapters included."""
     base_model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base_model.base_model
+    backbone = base_model.base_model
+    # a few families name a prefix that they do not have, and transformers then returns the model itself
+    return getattr(base_model, "model", backbone) if backbone is base_model else backbone
 
 
 def has_adapters(model: Any) -> bool:
@@ -135,12 +138,42 @@ def merged_state_dict(model: Any) -> dict[str, Tensor]:
     return merged
 
 
+def cast_weights(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return weights in another type; those that share memory share it again."""
+    cast: dict[tuple[int, torch.Size], Tensor] = {}
+
+    def convert(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return cast.setdefault((tensor.data_ptr(), tensor.shape), tensor.to(dtype))
+
+    return {name: convert(tensor) for name, tensor in weights.items()}
+
+
+def _write_dtype(folder: Path, dtype: torch.dtype) -> None:
+    """Write into config.json the type of the saved weights, by which transformers loads them."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for part in (config, config.get("text_config", {})):
+        if "dtype" in part:
+            part["dtype"] = str(dtype).removeprefix("torch.")
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def save_weights(model: Any, folder: Path) -> None:
-    """Write merged weights and configuration as transformers does, and the adapters alone as peft does."""
+    """Write merged weights and configuration as transformers does, and the adapters alone as peft does.
+
+    Weights are written in the type of the files that the model came from (`saved_dtype`).
+    """
+    dtype = saved_dtype(model)
     if not has_adapters(model):
-        model.save_pretrained(folder, safe_serialization=True)
+        weights = {} if dtype == torch.float32 else {"state_dict": cast_weights(model.state_dict(), dtype)}
+        model.save_pretrained(folder, safe_serialization=True, **weights)
+        _write_dtype(folder, dtype)
         return
-    model.get_base_model().save_pretrained(folder, state_dict=merged_state_dict(model), safe_serialization=True)
+    merged = cast_weights(merged_state_dict(model), dtype)
+    model.get_base_model().save_pretrained(folder, state_dict=merged, safe_serialization=True)
+    _write_dtype(folder, dtype)
     model.save_pretrained(folder / _ADAPTER_FOLDER, save_embedding_layers=False)
     (folder / _ADAPTER_FOLDER / "README.md").unlink()  # an empty template
     config_path = folder / _ADAPTER_FOLDER / "adapter_config.json"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from instructgpt.data.packing import PackedBatch, Span, TokenizedExample, collate
+from instructgpt.models.families import get_family
 from instructgpt.models.last_layer_subset import (
     TokenSelection,
     TokenSubset,
@@ -36,7 +37,19 @@ PACKED_ATTENTION = "instructgpt_packed"
 """The name of our function in transformers' attention interface."""
 MAX_LENGTH_RATIO = 1.25
 """Spans of a block differ in length by at most this factor, plus 8 tokens."""
-_LAYOUT_KEY = "layout"
+FORWARD_ERRORS = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What forward passes of transformers raise where a family needs other inputs."""
+_LAYOUT_KEY, _CHOICE_KEY = "layout", "_instructgpt_attention_choice"
+_IGNORED_ARGUMENTS = frozenset(["position_ids", "use_cache", "output_attentions", "cache_position", "is_causal"])
+"""Arguments of attention that change nothing here. Any other one, such as a window or a bias, needs stock attention."""
 _PROBE_EXAMPLES = [
     TokenizedExample([1, 2], [0, 1, 2, 0, 1]),
     *(TokenizedExample([2, 1, 0, 2] * 3, completion) for completion in ([1, 0, 2], [0])),
@@ -84,31 +97,61 @@ def no_mask(device: torch.device) -> Tensor:
     return torch.empty((1, 1, 0, 0), dtype=torch.long, device=device)
 
 
+class AttentionChoice(NamedTuple):
+    """How a model computes attention: packed or as transformers does, and the last feed-forward part of few tokens."""
+
+    packed: bool = False
+    last_layer_subset: bool = False
+
+
 @torch.no_grad()
-def use_packed_attention(model: Any) -> None:
-    """Switch a model to packed attention if a small batch gives the same hidden states as padded rows do."""
-    stock_attention = model.config._attn_implementation
-    if stock_attention != "sdpa" or not model._can_set_attn_implementation():
-        return
+def use_packed_attention(model: Any) -> AttentionChoice:
+    """Switch a model to packed attention if its family's row allows it and a small batch gives equal hidden states."""
+    choice = _choose_attention(model)
+    object.__setattr__(model, _CHOICE_KEY, choice)
+    return choice
+
+
+def attention_choice(model: Any) -> AttentionChoice:
+    """Return what `use_packed_attention` has chosen for a model."""
+    choice: AttentionChoice = vars(model).get(_CHOICE_KEY, AttentionChoice())
+    return choice
+
+
+def _choose_attention(model: Any) -> AttentionChoice:
+    family, stock_attention = get_family(model.config), model.config._attn_implementation
+    if family is None or not family.packed or stock_attention != "sdpa" or not model._can_set_attn_implementation():
+        return AttentionChoice()
     batch = collate(_PROBE_EXAMPLES, model.device)
     expected = hidden_states(model, batch)
 
     def outputs_match(select: TokenSelection | None) -> bool:
         try:
             states = hidden_states(model, batch, select)
-        except (IndexError, NotImplementedError, RuntimeError, TypeError):
-            return False
+        except FORWARD_ERRORS:
+            return False  # the family's layers take other arguments, or its attention needs more than ours does
         target = expected if select is None else expected[getattr(batch, select)]
         return torch.allclose(states, target, atol=1e-4, rtol=1e-4)
 
     model.set_attn_implementation(PACKED_ATTENTION)
     if not outputs_match(None):
         model.set_attn_implementation(stock_attention)
-        return
+        return AttentionChoice()
     handles = enable_last_layer_subset(model)
-    if not (outputs_match("last_positions") and outputs_match("target_positions")):
+    is_exact = outputs_match("last_positions") and outputs_match("target_positions")
+    if not is_exact:
         for handle in handles:
             handle.remove()
+    return AttentionChoice(packed=True, last_layer_subset=is_exact)
+
+
+def apply_attention_choice(model: Any, choice: AttentionChoice) -> None:
+    """Switch a model to what another rank has chosen for it."""
+    object.__setattr__(model, _CHOICE_KEY, choice)
+    if choice.packed:
+        model.set_attn_implementation(PACKED_ATTENTION)
+    if choice.last_layer_subset:
+        enable_last_layer_subset(model)
 
 
 def _packed_attention_forward(
@@ -132,8 +175,9 @@ def _packed_attention_forward(
     if layout is None:
         out: tuple[Tensor, None] = sdpa_attention_forward(module, q, k, v, attention_mask, dropout, scaling, **kwargs)
         return out
-    if any(kwargs.get(name) is not None for name in ("sliding_window", "softcap", "s_aux", "position_bias")):
-        raise NotImplementedError(f"{type(module).__name__} needs more than causal attention")
+    needed = [name for name, value in kwargs.items() if value is not None and name not in _IGNORED_ARGUMENTS]
+    if needed or (attention_mask is not None and attention_mask.numel()):
+        raise NotImplementedError(f"{type(module).__name__} needs more than causal attention: {needed}")
     heads, head_dim = q.shape[1], q.shape[3]
     q, k, v = (x[0].transpose(0, 1).flatten(1) for x in (q, k, v))  # (N, H D), a token's heads side by side
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
 import transformers
 from torch import Tensor, nn
@@ -18,10 +17,12 @@ from instructgpt import functional
 from instructgpt.data.packing import PackedBatch, TokenizedExample, collate
 from instructgpt.data.tokenization import PromptTokenizer
 from instructgpt.distributed.comm import call_sharded, get_dist_info
-from instructgpt.errors import InputError, one_line
-from instructgpt.io import is_missing_path
+from instructgpt.errors import InputError, is_out_of_memory, one_line
+from instructgpt.models.families import context_notice, get_family, max_context
+from instructgpt.models.head import compute_logits, vocabulary_rows
+from instructgpt.models.loading import add_notice, find_model_files, from_pretrained, load_model, load_model_config
 from instructgpt.models.lora import save_weights
-from instructgpt.models.packed_attention import hidden_states, use_packed_attention
+from instructgpt.models.packed_attention import FORWARD_ERRORS, hidden_states, use_packed_attention
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -31,8 +32,7 @@ for library in ("transformers", "huggingface_hub"):
 PRETRAINING_WINDOW_KEY = "pretraining_window"
 MAX_LOGITS = 2**25
 """Logits held at once: 128 MiB in float32, and as much again for their gradient."""
-_HUB_TIMEOUT_S = 10.0
-"""Seconds the hub may take to answer before the download cache is used alone."""
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 _RESIDUAL_DROPOUT_KEYS = ("resid_pdrop", "hidden_dropout", "resid_dropout", "residual_dropout")
 """Names of the dropout on the residual stream: GPT-2; GPT-NeoX and Falcon; others."""
 
@@ -51,67 +51,27 @@ def pick_device(name: str, memory: Collection[str] = ()) -> torch.device:
     return device if get_dist_info().world_size == 1 and "offload" not in memory else torch.device("cpu")
 
 
-@functools.cache
-def _is_hub_reachable() -> bool:
-    # once a process: without a network, transformers would retry every file for most of a minute
-    try:
-        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=_HUB_TIMEOUT_S)
-    except Exception:  # the HTTP client below decides which
-        return False
-    return True
-
-
-def from_pretrained(auto_class: Any, source: Path | str, **kwargs: Any) -> Any:
-    """Call `auto_class.from_pretrained` without remote code, and without a download where a local path is meant.
-
-    Where the hub does not answer, a hub name is looked up in the download cache.
-
-    Raises:
-        InputError: there is no such model, or its files do not fit together.
-    """
-    path = Path(source)
-    is_local = path.is_dir()
-    if path.is_file():
-        raise InputError(f"{source}: is a file, expected the directory of a model")
-    if is_missing_path(source):
-        raise InputError(f"{source}: no such directory")
-    if is_local and not (path / "config.json").exists() and auto_class is not transformers.AutoTokenizer:
-        raise InputError(f"{source}: not a model directory (no config.json); has the stage that makes it finished?")
-    local_files_only = is_local or not _is_hub_reachable()
-    try:
-        return auto_class.from_pretrained(
-            str(source), local_files_only=local_files_only, trust_remote_code=False, **kwargs
-        )
-    except MemoryError:
-        raise
-    except Exception as error:  # the libraries below raise a dozen unrelated types
-        if "ignore_mismatched_sizes" in str(error):
-            reason = "shapes of the weights differ from config.json; the files belong to two models"
-            raise InputError(f"{source}: {reason}") from error
-        missing = "there is no such directory, and no model of that name can be loaded from the hub"
-        reason = "cannot be loaded" if is_local else missing
-        reason += ", which does not answer" if local_files_only and not is_local else ""
-        raise InputError(f"{source}: {reason} ({one_line(error, 300)})") from error
-
-
 def load_tokenizer(source: Path | str) -> PromptTokenizer:
-    """Load the tokenizer of a model directory or hub name, with its chat template.
+    """Load the tokenizer of a model directory or hub name, with its chat template; an adapter's may be its base's.
 
     Raises:
         InputError: there is no tokenizer, or it has no end-of-text token.
     """
-    path, names = Path(source), ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-    if path.is_dir() and not any((path / name).exists() for name in names):
-        reason = "no tokenizer in this model directory; save one there with tokenizer.save_pretrained"
-        raise InputError(f"{source}: {reason}")
-    return PromptTokenizer(from_pretrained(transformers.AutoTokenizer, source))
+    files = find_model_files(source)
+    sources = [source, *([files.base] if files.adapter is not None else [])]
+    for folder in sources:
+        path = Path(folder)
+        if not path.is_dir() or any((path / name).exists() for name in _TOKENIZER_FILES):
+            return PromptTokenizer(from_pretrained(transformers.AutoTokenizer, folder))
+    reason = "no tokenizer in this model directory; save one there with tokenizer.save_pretrained"
+    raise InputError(f"{source}: {reason}")
 
 
 def load_policy(source: Path | str, device: torch.device, residual_dropout: float = 0.0) -> tuple[Any, PromptTokenizer]:
     """Load a causal language model, in evaluation mode, and its tokenizer.
 
     Args:
-        source: a directory or a hub name.
+        source: the directory of a model or of an adapter, or a hub name.
         device: where the weights go.
         residual_dropout: for families that have one (paper, appendix C.1); all other dropout is off.
 
@@ -119,26 +79,51 @@ def load_policy(source: Path | str, device: torch.device, residual_dropout: floa
         InputError: the model, its tokenizer or some weights are missing, or the family is not supported.
     """
     tokenizer = load_tokenizer(source)
-    dropout = dropout_settings(from_pretrained(transformers.AutoConfig, source), residual_dropout)
-    model, loading_info = from_pretrained(
-        transformers.AutoModelForCausalLM,
-        source,
-        dtype=torch.float32,
-        use_safetensors=True,
-        output_loading_info=True,
-        **dropout,
-    )
+    dropout = dropout_settings(load_model_config(source), residual_dropout)
+    model, loading_info = load_model(transformers.AutoModelForCausalLM, source, changes=dropout)
     check_no_missing_weights(source, loading_info)
     if "score.weight" in loading_info["unexpected_keys"]:
         raise InputError(f"{source}: is a reward model, expected a language model, such as the one it was trained from")
-    if tokenizer.eos >= model.get_input_embeddings().num_embeddings:
-        reason = "the end-of-text token is outside the model's vocabulary"
-        raise InputError(f"{source}: {reason}; save the tokenizer the model was trained with")
+    check_tokenizer_fits(tokenizer, model, source)
     tokenizer.add_stop_tokens(_configured_stop_tokens(model))
     model.to(device).eval()
-    use_packed_attention(model)
-    _check_logits_match(model, str(source))
+    prepare_model(model, source)
     return model, tokenizer
+
+
+def prepare_model(model: Any, source: Path | str) -> None:
+    """Choose how a loaded model is computed: packed or padded batches, by the family's row of the table.
+
+    Raises:
+        InputError: the model's forward pass needs more than tokens, or is not causal.
+    """
+    if model.get_output_embeddings() is not None:
+        check_forward(model, source)
+    use_packed_attention(model)
+    if get_family(model.config) is None:
+        family = model.config.model_type
+        add_notice(model, f"the family '{family}' is not in docs/families.md; it is computed in padded rows")
+    if notice := context_notice(model.config):
+        add_notice(model, notice)
+
+
+def check_tokenizer_fits(tokenizer: PromptTokenizer, model: Any, source: Path | str) -> None:
+    """Raise InputError where the tokenizer has tokens that the model has no embedding for.
+
+    A padding token is let through: texts are not padded.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.eos >= rows:
+        reason = "the end-of-text token is outside the model's vocabulary"
+        raise InputError(f"{source}: {reason}; save the tokenizer the model was trained with")
+    words = tokenizer.hf_tokenizer
+    beyond = sorted((index, token) for token, index in words.get_vocab().items() if index >= rows)
+    beyond = [(index, token) for index, token in beyond if token != words.pad_token]
+    if beyond:
+        names = ", ".join(f"{token!r} ({index})" for index, token in beyond[:3]) + (" ..." if beyond[3:] else "")
+        reason = f"the tokenizer has {len(beyond)} tokens beyond the model's {rows} embeddings: {names}"
+        mend = "resize the model with model.resize_token_embeddings(len(tokenizer)), or remove the tokens"
+        raise InputError(f"{source}: {reason}; {mend}")
 
 
 def _configured_stop_tokens(model: Any) -> list[int]:
@@ -159,26 +144,30 @@ def check_no_missing_weights(
 
 def dropout_settings(config: Any, residual: float = 0.0) -> dict[str, float]:
     """Return every dropout of a configuration: residual ones with the given rate, all others 0."""
-    rates = {name: 0.0 for name, value in config.to_dict().items() if "drop" in name and isinstance(value, float)}
+    values = config.get_text_config().to_dict()
+    rates = {name: 0.0 for name, value in values.items() if "drop" in name and isinstance(value, float)}
     return rates | {name: residual for name in _RESIDUAL_DROPOUT_KEYS if name in rates}
 
 
 @torch.no_grad()
-def _check_logits_match(model: Any, source: str) -> None:
-    """Raise InputError where logits of selected hidden states differ from the model's own, or are not finite."""
+def check_forward(model: Any, source: Path | str) -> None:
+    """Raise InputError where a model does not compute, reads both ways, or has other logits than its own forward's."""
+    refused = f"{source}: the family '{model.config.model_type}' is not supported"
     batch = collate([TokenizedExample([0], [1, 2])], model.device)
-    expected = model(input_ids=batch.input_ids[None], use_cache=False).logits[0]
-    logits = compute_logits(model, hidden_states(model, batch))
+    try:
+        logits = compute_logits(model, hidden_states(model, batch))
+        expected, first = (model(input_ids=batch.input_ids[None, :end], use_cache=False).logits[0] for end in (3, 1))
+    except FORWARD_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        reason = f"its forward pass needs more than tokens ({type(error).__name__}: {one_line(error, 200)})"
+        raise InputError(f"{refused}: {reason}") from error
     if not expected.isfinite().all():
         raise InputError(f"{source}: the model's logits are not finite; its weights are damaged")
     if expected.shape != logits.shape or not torch.allclose(expected, logits, atol=1e-4, rtol=1e-4):
-        raise InputError(f"{source}: this family changes its logits after the output layer, which is not supported")
-
-
-def compute_logits(model: Any, states: Tensor) -> Tensor:
-    """Compute next-token logits of selected hidden states. (N, D) -> (N, V)."""
-    logits: Tensor = model.get_output_embeddings()(states)
-    return logits
+        raise InputError(f"{refused}: it changes its logits in a way that depends on more than the hidden state")
+    if not torch.allclose(expected[:1], first, atol=1e-3, rtol=1e-3):
+        raise InputError(f"{refused}: later tokens change the logits of earlier ones, so it cannot write text")
 
 
 def per_token_outputs(model: Any, batch: PackedBatch, *functions: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
@@ -193,7 +182,7 @@ def per_token_outputs(model: Any, batch: PackedBatch, *functions: Callable[[Tens
 
     def compute() -> list[Tensor]:
         states = hidden_states(model, batch, "target_positions")
-        chunk_size = max(1, MAX_LOGITS // len(model.get_output_embeddings().weight))
+        chunk_size = max(1, MAX_LOGITS // vocabulary_rows(model))
         if len(states) <= chunk_size:
             return apply_functions(states, batch.targets)
         chunks = zip(torch.split(states, chunk_size), torch.split(batch.targets, chunk_size), strict=True)
@@ -210,9 +199,8 @@ def completion_logp(model: Any, batch: PackedBatch) -> Tensor:
 
 
 def context_length(model: Any) -> int:
-    """Return the model's context length in tokens; 2048 where its configuration names none."""
-    config = model.config
-    return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048)
+    """Return the model's context length in tokens (see `max_context`)."""
+    return max_context(model.config)
 
 
 def pretraining_sequence_length(model: Any) -> int:
@@ -231,8 +219,9 @@ def save_policy(model: Any, tokenizer: PromptTokenizer, folder: Path) -> None:
     The saved configuration has no dropout: it belongs to the stage, not to the model.
     """
     pad = tokenizer.hf_tokenizer.pad_token_id
-    rates = {name: getattr(model.config, name) for name in dropout_settings(model.config)}
-    model.config.update(dropout_settings(model.config))
+    config = model.config.get_text_config()
+    rates = {name: getattr(config, name) for name in dropout_settings(model.config)}
+    config.update(dropout_settings(model.config))
     generation = model.generation_config
     stop_tokens = list(tokenizer.stop_tokens)
     generation.eos_token_id = stop_tokens if len(stop_tokens) > 1 else stop_tokens[0]
@@ -242,5 +231,5 @@ def save_policy(model: Any, tokenizer: PromptTokenizer, folder: Path) -> None:
     try:
         save_weights(model, folder)
     finally:
-        model.config.update(rates)
+        config.update(rates)
     tokenizer.hf_tokenizer.save_pretrained(folder)

@@ -33,9 +33,16 @@ from instructgpt.models.classifier import (
     load_pair_tokenizer,
 )
 from instructgpt.models.last_layer_subset import TokenSelection
+from instructgpt.models.loading import load_model
 from instructgpt.models.lora import BaseModelView, add_lora, save_weights
-from instructgpt.models.packed_attention import hidden_states, use_packed_attention
-from instructgpt.models.policy import check_no_missing_weights, context_length, from_pretrained, load_tokenizer
+from instructgpt.models.packed_attention import hidden_states
+from instructgpt.models.policy import (
+    check_no_missing_weights,
+    check_tokenizer_fits,
+    context_length,
+    load_tokenizer,
+    prepare_model,
+)
 from instructgpt.models.precision import compute_device
 from instructgpt.records import Demonstration
 
@@ -143,13 +150,8 @@ def new_reward_model(base: Path | str, device: torch.device, seed: int) -> Scala
             _add_padding_token(reward_model.model, reward_model.tokenizer)
         return reward_model
     tokenizer = load_tokenizer(base)
-    model, loading_info = from_pretrained(
-        transformers.AutoModelForSequenceClassification,
-        base,
-        dtype=torch.float32,
-        use_safetensors=True,
-        num_labels=1,
-        output_loading_info=True,
+    model, loading_info = load_model(
+        transformers.AutoModelForSequenceClassification, base, reward=True, changes={"num_labels": 1}
     )
     check_no_missing_weights(base, loading_info, frozenset({"score.weight", "score.bias"}))
     head = _require_token_head(model, base)
@@ -158,10 +160,11 @@ def new_reward_model(base: Path | str, device: torch.device, seed: int) -> Scala
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator) / math.sqrt(head.in_features + 1))
         if head.bias is not None:
             head.bias.zero_()
+    check_tokenizer_fits(tokenizer, model, base)
     _add_padding_token(model, tokenizer)
     model.config.problem_type = "regression"
     model.to(device).eval()
-    use_packed_attention(model)
+    prepare_model(model, base)
     return ScalarModel(model, tokenizer)
 
 
@@ -174,6 +177,7 @@ def _add_padding_token(model: Any, tokenizer: PromptTokenizer) -> None:
             model.resize_token_embeddings(len(tokenizer.hf_tokenizer), mean_resizing=False)
             torch.nn.init.zeros_(model.get_input_embeddings().weight[vocab_size:])
     model.config.pad_token_id = tokenizer.hf_tokenizer.pad_token_id
+    model.config.get_text_config().pad_token_id = tokenizer.hf_tokenizer.pad_token_id
 
 
 def load_reward_model(source: Path | str, device: torch.device) -> ScalarModel:
@@ -183,13 +187,7 @@ def load_reward_model(source: Path | str, device: torch.device) -> ScalarModel:
         InputError: weights of the head are missing, it has several labels, or it records two different offsets.
     """
     is_one_label_classifier(source)
-    model, loading_info = from_pretrained(
-        transformers.AutoModelForSequenceClassification,
-        source,
-        dtype=torch.float32,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    model, loading_info = load_model(transformers.AutoModelForSequenceClassification, source, check=False)
     if loading_info["missing_keys"]:
         missing = ", ".join(sorted(loading_info["missing_keys"])[:3])
         reason = f"not a reward model, weights are missing from the files: {missing}"
@@ -200,7 +198,7 @@ def load_reward_model(source: Path | str, device: torch.device) -> ScalarModel:
     pair_tokenizer = None if has_token_outputs else load_pair_tokenizer(source)
     tokenizer = pair_tokenizer or load_tokenizer(source)
     if has_token_outputs:
-        use_packed_attention(model)
+        prepare_model(model, source)
     offset = _read_recorded_offset(model, source)
     offset_source: OffsetSource = "none" if offset is None else "recorded"
     return ScalarModel(model, tokenizer, offset or 0.0, offset_source, has_token_outputs)

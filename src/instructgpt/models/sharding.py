@@ -61,8 +61,15 @@ def shard(*models: Any, memory: Collection[str] = ()) -> None:
     device = torch.device("cuda", torch.cuda.current_device()) if uses_nccl() else torch.device("cpu")
     offload_policy = CPUOffloadPolicy(pin_memory=uses_nccl()) if offload else OffloadPolicy()
     for model in models:
+        # where rank 0 alone has read the weights: its parameters before sharding, which it then hands out
+        filled = any_rank(any(parameter.is_meta for parameter in model.parameters()))[0]
+        full_weights = dict(model.named_parameters()) if filled and get_dist_info().rank == 0 else {}
         if count_parameters(model) < MIN_SHARDED_PARAMETERS and not offload:
+            if filled:
+                _allocate_weights(model, device)
             model.to(device)
+            if filled:
+                _receive_weights(model, full_weights)
             object.__setattr__(model, SHARDED_CALL, _call_function)
             _replicated_parameters.update(dict.fromkeys(model.parameters()))
             continue
@@ -72,6 +79,9 @@ def shard(*models: Any, memory: Collection[str] = ()) -> None:
             fully_shard(layers, mesh=mesh, reshard_after_forward=True, offload_policy=offload_policy)
         fully_shard(model, mesh=mesh, reshard_after_forward=False, offload_policy=offload_policy)
         _set_compute_device(model, device)
+        if filled:
+            _allocate_weights(model, torch.device("cpu") if offload else device)
+            _receive_weights(model, full_weights)
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 # the loss of a rank is a share of the whole batch's: gradients are summed, not averaged
@@ -81,6 +91,48 @@ def shard(*models: Any, memory: Collection[str] = ()) -> None:
         object.__setattr__(model, SHARDED_CALL, _call_function)
         register_fsdp_forward_method(model, SHARDED_CALL)
         object.__setattr__(model, SHARDED_CALL, _reshard_after(getattr(model, SHARDED_CALL), model))
+
+
+def _allocate_weights(model: nn.Module, device: torch.device) -> None:
+    """Replace parameters on the device `meta` by memory on a device; sharded ones by that of this rank's part."""
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        return
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    model.to_empty(device=device)
+    for first, *shared in names.values():  # parameters that modules share have become several
+        for name in shared:
+            module_name, _, parameter_name = name.rpartition(".")
+            model.get_submodule(module_name)._parameters[parameter_name] = model.get_parameter(first)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+
+
+@torch.no_grad()
+def _receive_weights(model: nn.Module, full_weights: dict[str, Any]) -> None:
+    """Give every rank its weights, or its part of them, one parameter after the other; rank 0 has `full_weights`.
+
+    A parameter is taken out of `full_weights` when it is handed out, so that its memory is free again.
+    """
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    saved_names = set(model.state_dict())
+    for name, parameter in model.named_parameters():
+        full = full_weights.pop(name, None)
+        if isinstance(parameter, DTensor):
+            mesh = parameter.device_mesh
+            # other ranks give a tensor of the right shape, whose memory is never touched
+            source = torch.empty(parameter.shape, dtype=parameter.dtype) if full is None else full.detach()
+            part = distribute_tensor(source.to(mesh.device_type), mesh, parameter.placements)
+            parameter.to_local().copy_(part.to_local())
+        else:
+            dist.broadcast(parameter.data, 0)
+    for name, buffer in model.named_buffers():
+        if name in saved_names:
+            dist.broadcast(buffer, 0)
 
 
 def all_reduce_replicated_grads(trainable: Sequence[Tensor]) -> None:

@@ -6,6 +6,7 @@ it is and no formula has to follow the code.
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -18,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from instructgpt.data.packing import PackedBatch, TokenizedExample, collate
+from instructgpt.models.execution import ExecutionPath, execution_path
+from instructgpt.models.families import get_family
 from instructgpt.models.flops import (
     FLOAT_BYTES,
     ModelShape,
@@ -28,7 +31,7 @@ from instructgpt.models.flops import (
     to_fake_device,
 )
 from instructgpt.models.last_layer_subset import TokenSelection, get_token_subset
-from instructgpt.models.packed_attention import PACKED_ATTENTION, get_attention_layout
+from instructgpt.models.packed_attention import PACKED_ATTENTION, get_attention_layout, hidden_states
 from instructgpt.models.policy import completion_logp
 from instructgpt.models.reward_model import ScalarModel
 from instructgpt.models.sharding import layer_groups
@@ -96,7 +99,36 @@ class TracedModel:
     memory: tuple[str, ...] = ()
 
     def build(self) -> Any:
-        """Build the model on fake tensors."""
+        """Build the model without weights, with the attention that a stage chooses for it."""
+        model = self._build()
+        if self.is_packed:
+            model.set_attn_implementation(PACKED_ATTENTION)
+        return model
+
+    @cached_property
+    def is_packed(self) -> bool:
+        """Whether batches are packed: the family's row allows it, and no layer needs more than causal attention."""
+        family = get_family(self.config)
+        if family is None or not family.packed:
+            return False
+        shallow = replace(self, config=truncate_layers(self.config, _TRACED_DEPTHS[1]))._build()
+        if shallow.config._attn_implementation != "sdpa":
+            return False
+        shallow.set_attn_implementation(PACKED_ATTENTION)
+        batch = collate([TokenizedExample([0, 1], [0])])
+        get_attention_layout(batch)
+        try:
+            with fake_tensors() as mode, torch.no_grad():
+                hidden_states(to_fake_device(shallow), _to_fake(batch, lambda tensor: fake_like(tensor, mode)))
+        except NotImplementedError:
+            return False
+        return True
+
+    def path(self, device: torch.device) -> ExecutionPath:
+        """Return how the model will be computed on a device."""
+        return execution_path(self.build(), device)
+
+    def _build(self) -> Any:
         return build_on_meta(self.config, scalar=self.scalar, lora=self.lora, memory=self.memory)
 
     @cached_property
@@ -130,13 +162,11 @@ class TracedModel:
             accumulate: gradients of an earlier microbatch exist and are included.
             sharded: gradients are reduced as soon as they are computed and not included.
         """
-        depth = self.config.num_hidden_layers
+        depth = self.config.get_text_config().num_hidden_layers
         if depth <= _MAX_TRACED_LAYERS:
             return self._trace(microbatch, backward, accumulate, sharded)
         shallow, deep = (
-            replace(self, config=_truncate_layers(self.config, layers))._trace(
-                microbatch, backward, accumulate, sharded
-            )
+            replace(self, config=truncate_layers(self.config, layers))._trace(microbatch, backward, accumulate, sharded)
             for layers in _TRACED_DEPTHS
         )
         return shallow.extrapolate(deep, (depth - _TRACED_DEPTHS[0]) / (_TRACED_DEPTHS[1] - _TRACED_DEPTHS[0]))
@@ -148,9 +178,9 @@ class TracedModel:
         for read in get_args(TokenSelection):  # worked out of the numbers, before these are gone
             get_token_subset(batch, read)
         get_attention_layout(batch)
+        _ = self.is_packed  # found out before tensors have no numbers
         with fake_tensors() as mode:
             model = to_fake_device(self.build()).train(backward)
-            model.set_attn_implementation(PACKED_ATTENTION)
             batch = _to_fake(batch, lambda tensor: fake_like(tensor, mode))
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
             for parameter in trained:
@@ -186,11 +216,16 @@ def forward_values(model: Any, batch: PackedBatch) -> Tensor:
     return token_values(ScalarModel(model, _NO_TOKENIZER), batch)
 
 
-def _truncate_layers(config: Any, layers: int) -> Any:
-    truncated = type(config)(**config.to_dict())
-    truncated.num_hidden_layers = layers
-    if getattr(truncated, "layer_types", None):
-        truncated.layer_types = truncated.layer_types[:layers]
+def truncate_layers(config: Any, layers: int) -> Any:
+    """Return a configuration with fewer layers; lists with an entry a layer are cut too."""
+    truncated = copy.deepcopy(config)
+    text = truncated.get_text_config()
+    depth = text.num_hidden_layers
+    if layers < depth:
+        for name, value in text.to_dict().items():
+            if isinstance(value, list) and len(value) == depth:
+                setattr(text, name, value[:layers])
+        text.num_hidden_layers = layers
     return truncated
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,9 @@ from instructgpt.data.rankings import RankedPrompt, count_ranking_tokens, prompt
 from instructgpt.data.splits import is_heldout
 from instructgpt.data.tokenization import PromptTokenizer, tokenize_demonstrations
 from instructgpt.errors import InputError
-from instructgpt.models.flops import FLOAT_BYTES, SequenceShape, load_model_config
+from instructgpt.models.families import check_supported
+from instructgpt.models.flops import FLOAT_BYTES, SequenceShape
+from instructgpt.models.loading import load_model_config
 from instructgpt.models.policy import (
     MAX_LOGITS,
     context_length,
@@ -74,6 +77,13 @@ def plan_stage(config: StageConfig, context: PlanContext) -> Plan:
     if isinstance(config, PretrainConfig):
         return _plan_pretrain(config, context)
     raise InputError(f"plan: there is no plan for the stage '{config.stage}'")
+
+
+def _load_config(source: Path | str, *, reward: bool = False) -> Any:
+    """Load the configuration of a model, and refuse it where the stage would."""
+    config = load_model_config(source)
+    check_supported(config, source, reward=reward)
+    return config
 
 
 def _context_length(config: Any) -> int:
@@ -151,8 +161,8 @@ def optimizer_phases(models: Sequence[TracedModel], context: PlanContext, ema_pa
 
 
 def _plan_sft(config: SFTConfig, context: PlanContext) -> Plan:
-    model_config = load_model_config(config.base)
-    model_config.update(dropout_settings(model_config, config.dropout))
+    model_config = _load_config(config.base)
+    model_config.get_text_config().update(dropout_settings(model_config, config.dropout))
     model = _traced_model(config, model_config, forward_logp)
     if context.has_lengths:
         examples, count = context.examples(), context.records or SYNTHETIC_RECORDS
@@ -182,6 +192,7 @@ def _plan_sft(config: SFTConfig, context: PlanContext) -> Plan:
         steps=steps,
         phases=phases + optimizer_phases([model], context),
         memory_peaks=peaks,
+        notes=[f"the model: {model.path(context.device)}"],
         ranks=context.ranks,
     )
 
@@ -196,7 +207,7 @@ def _plan_pretrain(config: PretrainConfig, context: PlanContext) -> Plan:
 
 
 def _plan_reward(config: RewardConfig, context: PlanContext) -> Plan:
-    model_config = load_model_config(config.base)
+    model_config = _load_config(config.base, reward=True)
     model = _traced_model(config, model_config, forward_scores, scalar=True)
     if context.has_lengths:
         prompts = [RankedPrompt([one] * _SYNTHETIC_K, (), "") for one in context.examples()]
@@ -306,8 +317,9 @@ def _ppo_models(config: PPOConfig) -> tuple[TracedModel, TracedModel, _FrozenMod
     value_source = next((source for source in sources if _tokenizers_match(config.policy, source)), None)
     if config.value_init == "policy":
         value_source = None
-    policy = _traced_model(config, load_model_config(config.policy), _forward_policy)
-    value = _traced_model(config, load_model_config(value_source or config.policy), forward_values, scalar=True)
+    policy = _traced_model(config, _load_config(config.policy), _forward_policy)
+    value_config = load_model_config(value_source) if value_source else _load_config(config.policy, reward=True)
+    value = _traced_model(config, value_config, forward_values, scalar=True)
     rewards = {
         source: TracedModel(load_model_config(source), forward_scores, scalar=True, memory=config.memory)
         for source in sources
@@ -319,9 +331,10 @@ def _ppo_models(config: PPOConfig) -> tuple[TracedModel, TracedModel, _FrozenMod
 
 
 def _plan_ppo(config: PPOConfig, context: PlanContext) -> Plan:
-    policy_config = load_model_config(config.policy)
+    policy_config = _load_config(config.policy)
     policy, value, frozen = _ppo_models(config)
     batch, notes = _synthetic_episodes(config, policy_config, context)
+    notes.insert(0, f"the policy: {policy.path(context.device)}")
     phases, decode_rows, row_tokens = _rollout_phases(
         config,
         policy,

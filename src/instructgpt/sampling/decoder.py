@@ -17,9 +17,9 @@ from torch import Tensor
 from instructgpt import functional
 from instructgpt.data.packing import TokenizedExample, collate, microbatches, token_budget
 from instructgpt.distributed.comm import call_sharded, is_sharded
+from instructgpt.models.head import compute_logits
 from instructgpt.models.lora import get_backbone
 from instructgpt.models.packed_attention import PACKED_ATTENTION, get_attention_layout, no_mask, padded_rows
-from instructgpt.models.policy import compute_logits
 from instructgpt.models.precision import compute_device
 from instructgpt.sampling.kv_cache import AttentionWindow, StaticKVCache, decode_mask
 

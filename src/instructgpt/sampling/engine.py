@@ -20,9 +20,11 @@ from torch import Tensor
 from instructgpt.data.packing import PackedBatch, TokenizedExample, collate, microbatches, token_budget
 from instructgpt.distributed.comm import call_sharded, is_sharded
 from instructgpt.errors import InputError
+from instructgpt.models.families import get_family
+from instructgpt.models.head import compute_logits, vocabulary_rows
 from instructgpt.models.lora import get_backbone
-from instructgpt.models.packed_attention import hidden_states
-from instructgpt.models.policy import MAX_LOGITS, completion_logp, compute_logits, context_length
+from instructgpt.models.packed_attention import FORWARD_ERRORS, hidden_states
+from instructgpt.models.policy import MAX_LOGITS, completion_logp, context_length
 from instructgpt.models.precision import compute_device, free_gpu_memory
 from instructgpt.sampling.decoder import (
     FINISH_CHECK_INTERVAL,
@@ -105,7 +107,13 @@ def sample_tokens(
 
 
 def cache_bytes_per_token(model: Any) -> int | None:
-    """Return the result of `probe_cache`, probed again where adapters were added, or the model was cast or moved."""
+    """Return the result of `probe_cache`, probed again where adapters were added, or the model was cast or moved.
+
+    None without a probe where the table of families says that slots are not exact.
+    """
+    family = get_family(model.config)
+    if family is None or not family.cache:
+        return None
     uses_bf16 = getattr(get_backbone(model), "computes_in_bf16", False)
     module_types = tuple(type(module) for module in model.modules())
     attention, device = model.config._attn_implementation, compute_device(model)
@@ -120,7 +128,7 @@ def max_batch_rows(model: Any, bytes_per_row: int) -> int:
     budget, device = CPU_CACHE_BYTES, compute_device(model)
     if device.type == "cuda":
         budget = int(_CUDA_CACHE_SHARE * free_gpu_memory(device))
-    return max(1, min(budget // bytes_per_row, MAX_LOGITS // len(model.get_output_embeddings().weight)))
+    return max(1, min(budget // bytes_per_row, MAX_LOGITS // vocabulary_rows(model)))
 
 
 def probe_cache(model: Any) -> int | None:
@@ -130,12 +138,14 @@ def probe_cache(model: Any) -> int | None:
     uniforms = torch.zeros(len(_PROBE_PROMPTS), _PROBE_TOKENS, dtype=torch.float64)
     try:
         samples = _decode_all(model, decoder, _PROBE_PROMPTS, uniforms)
-    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
+    except FORWARD_ERRORS:
         return None  # the family's forward takes other arguments
     pairs = zip(_PROBE_PROMPTS, samples, strict=True)
     examples = [TokenizedExample(list(prompt), sample.tokens) for prompt, sample in pairs]
     expected = completion_logp(model, collate(examples, compute_device(model))).float().cpu()
     sampled = torch.tensor([logp for sample in samples for logp in sample.logp])
+    if not decoder.cache.key_values:
+        return None  # the family keeps its state in another kind of cache
     tolerance = 1e-4 if decoder.cache.key_values[0][0].dtype == torch.float32 else 0.1
     matches = torch.allclose(sampled, expected, atol=tolerance, rtol=tolerance)
     return decoder.cache.bytes_per_token() if matches else None

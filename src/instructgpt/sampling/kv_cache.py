@@ -90,17 +90,23 @@ class StaticKVCache(transformers.Cache):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class AttentionWindow:
-    """The sliding window of a model."""
+    """The sliding window or the chunks of a model."""
 
     size: int | None  # columns that layers with a window see; None without such layers
     has_mixed_layers: bool  # whether some layers have a window and others see all
+    chunk_size: int | None = None  # layers with chunks see the columns of their own chunk; None without such layers
 
     @classmethod
     def from_config(cls, config: Any) -> AttentionWindow:
         """Read a configuration."""
-        size = getattr(config, "sliding_window", None)
-        layer_types = set(getattr(config, "layer_types", None) or [f"{'sliding' if size else 'full'}_attention"])
-        return cls(size if "sliding_attention" in layer_types else None, len(layer_types) > 1)
+        text = config.get_text_config()
+        size, chunk_size = getattr(text, "sliding_window", None), getattr(text, "attention_chunk_size", None)
+        layer_types = set(getattr(text, "layer_types", None) or [f"{'sliding' if size else 'full'}_attention"])
+        return cls(
+            size if "sliding_attention" in layer_types else None,
+            len(layer_types) > 1,
+            chunk_size if "chunked_attention" in layer_types else None,
+        )
 
 
 def decode_mask(
@@ -115,9 +121,11 @@ def decode_mask(
     positions = positions[:, None, None, None]
     is_future = columns > positions
     zero = torch.zeros((), dtype=dtype, device=positions.device)
-    if not window.size:
-        return zero.masked_fill(is_future, float("-inf"))
-    window_mask = zero.masked_fill(is_future | (columns <= positions - window.size), float("-inf"))
-    if not window.has_mixed_layers:
-        return window_mask
-    return {"full_attention": zero.masked_fill(is_future, float("-inf")), "sliding_attention": window_mask}
+    masks = {"full_attention": zero.masked_fill(is_future, float("-inf"))}
+    if window.size:
+        is_outside = is_future | (columns <= positions - window.size)
+        masks["sliding_attention"] = zero.masked_fill(is_outside, float("-inf"))
+    if window.chunk_size:
+        is_outside = is_future | (columns < positions // window.chunk_size * window.chunk_size)
+        masks["chunked_attention"] = zero.masked_fill(is_outside, float("-inf"))
+    return masks if window.has_mixed_layers and len(masks) > 1 else list(masks.values())[-1]

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from rich.markup import escape
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -20,6 +21,8 @@ from instructgpt.distributed.comm import (
     shard_by_length,
 )
 from instructgpt.errors import InputError, RunError
+from instructgpt.models.execution import execution_path
+from instructgpt.models.loading import model_notices, saved_dtype, set_saved_dtype
 from instructgpt.models.policy import completion_logp, pick_device
 from instructgpt.models.precision import bf16_warning, compute_device
 from instructgpt.models.sharding import all_reduce_replicated_grads
@@ -37,6 +40,21 @@ def get_stage_device(run: RunDirectory) -> torch.device:
     if warning := bf16_warning(device, run.config.memory):
         run.info(warning)
     return device
+
+
+def report_models(run: RunDirectory, **models: Any) -> None:
+    """Print how each model of a stage is computed, and keep it for `run.json`; set the type that it is saved in."""
+    for name, model in models.items():
+        if run.config.save_dtype != "base":
+            set_saved_dtype(model, run.config.save_dtype)
+        path = execution_path(model, sampled=name == "policy")
+        for text in (str(path), *model_notices(model)):
+            run.info(f"{name}: {escape(text)}")
+        run.summary.setdefault("execution", {})[name] = path.as_record()
+    saved = {str(saved_dtype(model)).removeprefix("torch.") for model in models.values()} - {"float32"}
+    if saved and run.config.save_dtype == "base":
+        types = ", ".join(sorted(saved))
+        run.info(f"weights are saved in {types}, the base's type; --save-dtype float32 keeps all their digits")
 
 
 def build_optimizer(

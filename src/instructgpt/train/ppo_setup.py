@@ -30,7 +30,7 @@ from instructgpt.records import Demonstration, Prompt, SkippedLines, read_all_re
 from instructgpt.run.directory import RunDirectory
 from instructgpt.run.lineage import named_inputs
 from instructgpt.train.configs import PPOConfig
-from instructgpt.train.optim import get_stage_device
+from instructgpt.train.optim import get_stage_device, report_models
 from instructgpt.train.reward_functions import PythonReward, Reward, load_reward, reward_inputs
 from instructgpt.train.rollout import PPOModels
 from instructgpt.train.startup import announce_tokenizer
@@ -70,6 +70,8 @@ def load_models(config: PPOConfig, run: RunDirectory) -> PPOModels:
     else:
         reference = separate_reference or copy.deepcopy(policy).requires_grad_(False)
     ema = copy.deepcopy(get_trainable_module(policy)).requires_grad_(False)
+    rewards = {f"reward {part.name}": part.scorer.model for part in reward.models()}
+    report_models(run, policy=policy, value=value.model, **rewards)
     return PPOModels(policy, reference, value, reward, ema, tokenizer)
 
 

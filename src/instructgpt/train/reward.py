@@ -43,6 +43,7 @@ from instructgpt.models.classifier import is_one_label_classifier
 from instructgpt.models.lora import add_lora, get_trainable_module
 from instructgpt.models.policy import count_parameters
 from instructgpt.models.precision import apply_memory_options, compute_device, disable_bf16
+from instructgpt.models.rank0 import load_on_rank0
 from instructgpt.models.reward_model import ScalarModel, load_reward_model, new_reward_model, save_reward_model
 from instructgpt.models.sharding import full_model_on_rank0, shard
 from instructgpt.records import Demonstration, Ranking, SkippedLines, read_all_records, write_text_atomic
@@ -57,6 +58,7 @@ from instructgpt.train.optim import (
     get_training_state,
     load_training_state,
     optimizer_step,
+    report_models,
 )
 from instructgpt.train.startup import announce_tokenizer, try_saving
 
@@ -84,6 +86,7 @@ def train(config: RewardConfig) -> None:
     announce_tokenizer(reward.tokenizer, run)
     training, validation, centering_examples = load_data(config, reward, run)
     shard(reward.model, memory=config.memory)
+    report_models(run, reward=reward.model)
     state = run.restore()
     if state is None:
         full_reward = replace(reward, model=full_model_on_rank0(reward.model))
@@ -107,7 +110,7 @@ def train(config: RewardConfig) -> None:
 
 
 def _prepare_reward_model(config: RewardConfig, device: torch.device, seed: int) -> ScalarModel:
-    reward = new_reward_model(config.base, device, seed)
+    reward = load_on_rank0(new_reward_model, config.base, device, seed)
     if config.lora and not reward.has_token_outputs:
         raise InputError(f"--lora: {config.base} has no linear 'score' head to train beside adapters; leave --lora out")
     apply_memory_options(reward.model, config.memory)

@@ -27,6 +27,7 @@ from instructgpt.models.policy import (
     pretraining_sequence_length,
 )
 from instructgpt.models.precision import apply_memory_options
+from instructgpt.models.rank0 import load_on_rank0
 from instructgpt.models.reward_model import ScalarModel, load_reward_model
 from instructgpt.models.sharding import full_model_on_rank0, shard
 from instructgpt.records import Demonstration, Prompt, SkippedLines, read_all_records
@@ -43,6 +44,7 @@ from instructgpt.train.optim import (
     lm_loss,
     load_training_state,
     optimizer_step,
+    report_models,
 )
 from instructgpt.train.startup import announce_tokenizer, save_and_verify_policy, try_saving
 
@@ -64,15 +66,18 @@ def train(config: SFTConfig) -> None:
     if run.is_finished:
         return
     device = get_stage_device(run)
-    model, tokenizer = load_policy(config.base, device, config.dropout)
+    model, tokenizer = load_on_rank0(load_policy, config.base, device, config.dropout)
     announce_tokenizer(tokenizer, run)
     _check_dropout(config, model)
     training, validation, prompts = load_data(config, tokenizer, context_length(model), run)
     mix_corpus = load_mix_corpus(config, tokenizer, pretraining_sequence_length(model), len(training))
-    reward = load_reward_model(config.reward, device) if config.reward else None
     apply_memory_options(model, config.memory)
     model = add_lora(model, config.lora, config.seed)
-    shard(model, *([reward.model] if reward else []), memory=config.memory)
+    shard(model, memory=config.memory)
+    report_models(run, policy=model)
+    reward = load_on_rank0(load_reward_model, config.reward, device) if config.reward else None
+    if reward:
+        shard(reward.model, memory=config.memory)
     trainable, optimizer = get_trainable_module(model), build_optimizer(model, memory=config.memory)
 
     epoch_steps = steps_per_epoch(len(training), config.batch)

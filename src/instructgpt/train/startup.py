@@ -15,7 +15,8 @@ from instructgpt.data.tokenization import PromptTokenizer
 from instructgpt.distributed.comm import barrier
 from instructgpt.errors import InputError, RunError
 from instructgpt.io import translate_write_errors
-from instructgpt.models.policy import check_no_missing_weights, from_pretrained, load_tokenizer, save_policy
+from instructgpt.models.loading import from_pretrained
+from instructgpt.models.policy import check_no_missing_weights, load_tokenizer, save_policy
 from instructgpt.run.directory import RunDirectory
 
 _TRIAL_FOLDER = ".trial"

@@ -1,0 +1,223 @@
+"""Read models from a directory or the hub: refused by configuration first, adapters merged, weights in safetensors."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+import transformers
+
+from instructgpt.errors import InputError, one_line
+from instructgpt.io import is_missing_path
+from instructgpt.models.families import check_supported, text_config
+
+ADAPTER_CONFIG = "adapter_config.json"
+_HUB_TIMEOUT_S = 10.0
+"""Seconds the hub may take to answer before the download cache is used alone."""
+_SAVED_DTYPE_KEY, _NOTICES_KEY = "_instructgpt_saved_dtype", "_instructgpt_notices"
+
+
+@functools.cache
+def _is_hub_reachable() -> bool:
+    # once a process: without a network, transformers would retry every file for most of a minute
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=_HUB_TIMEOUT_S)
+    except Exception:  # the HTTP client below decides which
+        return False
+    return True
+
+
+def from_pretrained(auto_class: Any, source: Path | str, **kwargs: Any) -> Any:
+    """Call `auto_class.from_pretrained` without remote code, and without a download where a local path is meant.
+
+    Where the hub does not answer, a hub name is looked up in the download cache.
+
+    Raises:
+        InputError: there is no such model, or its files do not fit together.
+    """
+    path = Path(source)
+    is_local = path.is_dir()
+    if path.is_file():
+        raise InputError(f"{source}: is a file, expected the directory of a model")
+    if is_missing_path(source):
+        raise InputError(f"{source}: no such directory")
+    if is_local and not (path / "config.json").exists() and auto_class is not transformers.AutoTokenizer:
+        raise InputError(f"{source}: not a model directory (no config.json); has the stage that makes it finished?")
+    local_files_only = is_local or not _is_hub_reachable()
+    try:
+        return auto_class.from_pretrained(
+            str(source), local_files_only=local_files_only, trust_remote_code=False, **kwargs
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # the libraries below raise a dozen unrelated types
+        if "ignore_mismatched_sizes" in str(error):
+            reason = "shapes of the weights differ from config.json; the files belong to two models"
+            raise InputError(f"{source}: {reason}") from error
+        missing = "there is no such directory, and no model of that name can be loaded from the hub"
+        reason = "cannot be loaded" if is_local else missing
+        reason += ", which does not answer" if local_files_only and not is_local else ""
+        raise InputError(f"{source}: {reason} ({one_line(error, 300)})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """Where a model's weights are: a directory or hub name, and that of an adapter on top of it, or None."""
+
+    base: str
+    adapter: str | None = None
+
+
+def find_model_files(source: Path | str) -> ModelFiles:
+    """Return where the weights of a model are: adapters (by peft) name their base, or lie beside a whole model.
+
+    Raises:
+        InputError: the adapter's configuration names no base.
+    """
+    path = Path(source)
+    config_path = path / ADAPTER_CONFIG
+    if not path.is_dir():
+        # a hub name: transformers looks for an adapter's configuration there, in the download cache if need be
+        finder = transformers.utils.peft_utils.find_adapter_config_file
+        try:
+            adapter_path = finder(str(source), local_files_only=not _is_hub_reachable())
+        except Exception:  # no such repository, a private one ...: loading the model says so
+            adapter_path = None
+        if adapter_path is None:
+            return ModelFiles(str(source))
+        config_path = Path(adapter_path)
+    if not config_path.exists():
+        return ModelFiles(str(source))
+    if (config_path.parent / "config.json").exists():
+        return ModelFiles(str(config_path.parent), str(source))
+    try:
+        base = json.loads(config_path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{config_path}: the adapter names no base model ({one_line(error, 100)})") from error
+    if not base:
+        raise InputError(f"{config_path}: the adapter names no base model; set base_model_name_or_path there")
+    beside = config_path.parent / base
+    return ModelFiles(str(beside if not Path(base).exists() and beside.is_dir() else base), str(source))
+
+
+@contextmanager
+def _without_adapter(source: str) -> Iterator[str]:
+    """Yield a model directory without its adapter files: transformers would put the adapter in, not merged."""
+    path = Path(source)
+    if not (path / ADAPTER_CONFIG).exists():
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for file in path.iterdir():
+            if not file.name.startswith("adapter_"):
+                (Path(folder) / file.name).symlink_to(file.resolve())
+        yield folder
+
+
+def load_model_config(source: Path | str) -> Any:
+    """Load the configuration of a model directory, adapter directory or hub name. Raises InputError where none is."""
+    return from_pretrained(transformers.AutoConfig, find_model_files(source).base)
+
+
+def load_model(
+    auto_class: Any,
+    source: Path | str,
+    *,
+    check: bool = True,
+    reward: bool = False,
+    changes: dict[str, Any] | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """Load a model in float32 on the CPU, adapters merged, if its configuration is supported.
+
+    Args:
+        auto_class: a class of transformers with `from_pretrained`.
+        source: the directory of a model or of an adapter, or a hub name.
+        check: whether it is to write text, or be trained to score it, which not every family can.
+        reward: whether it is to be a reward or value model.
+        changes: values of the configuration to set.
+
+    Returns:
+        The model, and transformers' report of missing and unexpected weights.
+
+    Raises:
+        InputError: there is no such model, its family is refused, or its files do not fit together.
+    """
+    files = find_model_files(source)
+    config = from_pretrained(transformers.AutoConfig, files.base)
+    if check:
+        check_supported(config, source, reward=reward)
+    saved = getattr(text_config(config), "dtype", None) or getattr(config, "dtype", None)
+    for part in {id(part): part for part in (config, text_config(config))}.values():
+        part.update(changes or {})
+    with _without_adapter(files.base) as folder:
+        model, loading_info = from_pretrained(
+            auto_class, folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    model.name_or_path = model.config.name_or_path = files.base
+    set_saved_dtype(model, saved)
+    if files.adapter is not None:
+        model = _merge_adapter(model, files, loading_info)
+    return model, loading_info
+
+
+def _merge_adapter(model: Any, files: ModelFiles, loading_info: dict[str, Any]) -> Any:
+    import peft  # takes seconds
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            adapted = peft.PeftModel.from_pretrained(model, files.adapter)
+            in_files = set(peft.utils.load_peft_weights(files.adapter, device="cpu"))
+            in_model = set(peft.get_peft_model_state_dict(adapted))
+            trained = {name.rpartition("modules_to_save.default.")[2] for name, _ in adapted.named_parameters()}
+            merged = adapted.merge_and_unload() if in_files == in_model else None
+    except Exception as error:  # peft raises what torch, safetensors and the hub raise
+        raise InputError(f"{files.adapter}: the adapter does not fit {files.base} ({one_line(error, 200)})") from error
+    if merged is None:  # peft itself would leave the others out, or random
+        unmatched = ", ".join(sorted(in_files ^ in_model)[:3])
+        raise InputError(f"{files.adapter}: the adapter does not fit {files.base}: weights of {unmatched}")
+    loading_info["missing_keys"] = {
+        key for key in loading_info["missing_keys"] if key.rpartition(".")[2] not in trained or "score" not in key
+    }
+    add_notice(merged, f"the adapter in {files.adapter} is merged into the weights of {files.base}")
+    return merged
+
+
+def set_saved_dtype(model: Any, dtype: Any) -> None:
+    """Set the type that a model's weights are saved in; without one it is float32."""
+    dtype = getattr(torch, dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    object.__setattr__(_plain_model(model), _SAVED_DTYPE_KEY, dtype or torch.float32)
+
+
+def _plain_model(model: Any) -> Any:
+    """Return the model below adapters, or below a view without them."""
+    model = getattr(model, "peft_model", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def saved_dtype(model: Any) -> torch.dtype:
+    """Return the type that a model's weights are saved in: that of the files it came from."""
+    base_model = _plain_model(model)
+    dtype: torch.dtype = vars(base_model).get(_SAVED_DTYPE_KEY, torch.float32)
+    return dtype
+
+
+def add_notice(model: Any, text: str) -> None:
+    """Keep a sentence to be printed when the model is reported (see `model_notices`)."""
+    object.__setattr__(_plain_model(model), _NOTICES_KEY, (*model_notices(model), text))
+
+
+def model_notices(model: Any) -> tuple[str, ...]:
+    """Return what loading has decided or left out."""
+    base_model = _plain_model(model)
+    notices: tuple[str, ...] = vars(base_model).get(_NOTICES_KEY, ())
+    return notices

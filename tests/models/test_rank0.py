@@ -1,0 +1,67 @@
+"""Models that rank 0 alone reads: every rank computes as with the whole model, replicated or sharded.
+
+pytest tests/models/test_rank0.py
+"""
+
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import CPU
+from support import family_checks as checks
+
+from instructgpt.data.packing import collate
+from instructgpt.errors import InputError
+from instructgpt.models import sharding
+from instructgpt.models.lora import add_lora
+from instructgpt.models.policy import completion_logp, load_policy
+from instructgpt.models.rank0 import load_on_rank0
+from instructgpt.models.reward_model import new_reward_model
+
+BATCH = checks.examples(48)
+
+
+def compare(rank, folder, port):
+    """Compare a model that rank 0 has read with one that every rank reads, in one of two processes."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    for minimum in (10**9, 0):  # replicated, then sharded in groups of one layer
+        sharding.MIN_SHARDED_PARAMETERS = sharding.MIN_FSDP_GROUP_PARAMETERS = minimum
+        for lora in (0, 2):
+            whole, _ = load_policy(folder, CPU)
+            model, tokenizer = load_on_rank0(load_policy, folder, CPU)
+            assert all(parameter.is_meta == (rank == 1) for parameter in model.parameters())
+            assert tokenizer.eos == 0
+            whole, model = (add_lora(one, lora, 1) for one in (whole, model))
+            sharding.shard(model)
+            with torch.no_grad():
+                expected = completion_logp(whole, collate(BATCH))
+                torch.testing.assert_close(completion_logp(model, collate(BATCH)), expected, atol=1e-5, rtol=1e-5)
+                with sharding.unsharded(model) as gathered:
+                    for (name, one), other in zip(gathered.named_parameters(), whole.parameters(), strict=True):
+                        assert torch.equal(one, other), name
+                    for (name, one), other in zip(gathered.named_buffers(), whole.buffers(), strict=True):
+                        assert torch.equal(one, other), name
+        expected = new_reward_model(folder, CPU, 5)
+        reward = load_on_rank0(new_reward_model, folder, CPU, 5)
+        sharding.shard(reward.model)
+        torch.testing.assert_close(reward.score(BATCH), expected.score(BATCH), atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match="no such directory"):  # on both ranks
+        load_on_rank0(load_policy, f"{folder}/gone", CPU)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_ranks_compute_alike_where_rank_0_alone_reads(tied, tmp_path):
+    folder = checks.save_small_model("llama", tmp_path, tie_word_embeddings=tied)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(compare, (str(folder), port), nprocs=2)
+
+
+def test_one_rank_reads_by_itself(tmp_path):
+    folder = checks.save_small_model("llama", tmp_path)
+    model, _ = load_on_rank0(load_policy, folder, CPU)
+    assert not any(parameter.is_meta for parameter in model.parameters())
