@@ -75,9 +75,7 @@ def train(config: SFTConfig) -> None:
     model = add_lora(model, config.lora, config.seed)
     shard(model, memory=config.memory)
     report_models(run, policy=model)
-    reward = load_on_rank0(load_reward_model, config.reward, device) if config.reward else None
-    if reward:
-        shard(reward.model, memory=config.memory)
+    reward = _load_reward_model(config, device)
     trainable, optimizer = get_trainable_module(model), build_optimizer(model, memory=config.memory)
 
     epoch_steps = steps_per_epoch(len(training), config.batch)
@@ -118,6 +116,15 @@ def train(config: SFTConfig) -> None:
     }
     full_model = full_model_on_rank0(model)
     run.finish(lambda folder: save_and_verify_policy(full_model, tokenizer, folder), **summary)
+
+
+def _load_reward_model(config: SFTConfig, device: torch.device) -> ScalarModel | None:
+    """Return the reward model that selects the epoch, if there is one."""
+    if not config.reward:
+        return None
+    reward: ScalarModel = load_on_rank0(load_reward_model, config.reward, device)
+    shard(reward.model, memory=config.memory)
+    return reward
 
 
 def backward_step(
