@@ -22,6 +22,11 @@ from instructgpt.models.reward_model import new_reward_model
 BATCH = checks.examples(48)
 
 
+def assert_equal_tensors(named, expected):
+    for (name, tensor), (_, other) in zip(named, expected, strict=True):
+        assert torch.equal(tensor, other), name
+
+
 def compare(rank, folder, port):
     """Compare a model that rank 0 has read with one that every rank reads, in one of two processes."""
     torch.set_num_threads(1)
@@ -39,10 +44,8 @@ def compare(rank, folder, port):
                 expected = completion_logp(whole, collate(BATCH))
                 torch.testing.assert_close(completion_logp(model, collate(BATCH)), expected, atol=1e-5, rtol=1e-5)
                 with sharding.unsharded(model) as gathered:
-                    for (name, one), other in zip(gathered.named_parameters(), whole.parameters(), strict=True):
-                        assert torch.equal(one, other), name
-                    for (name, one), other in zip(gathered.named_buffers(), whole.buffers(), strict=True):
-                        assert torch.equal(one, other), name
+                    assert_equal_tensors(gathered.named_parameters(), whole.named_parameters())
+                    assert_equal_tensors(gathered.named_buffers(), whole.named_buffers())
         expected = new_reward_model(folder, CPU, 5)
         reward = load_on_rank0(new_reward_model, folder, CPU, 5)
         sharding.shard(reward.model)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from instructgpt import functional
 from instructgpt.data.packing import TokenizedExample, step_indices, steps_per_epoch
 from instructgpt.data.pretraining_text import Corpus, build_corpus, iter_documents
