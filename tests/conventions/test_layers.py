@@ -15,7 +15,7 @@ import pytest
 SRC = Path(__file__).parents[2] / "src" / "instructgpt"
 LAYERS = """
 errors io records results formatting option_names config __init__
-distributed.comm
+distributed.comm distributed.restart
 run
 functional statistics world
 data models sampling

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support.commands import CommandProcess, logged, run_in_process, wait_for
 
-from instructgpt.distributed import launch
+from instructgpt.distributed import restart
 from instructgpt.run.directory import read_jsonl_log
 
 STEPS = 40
@@ -126,9 +126,16 @@ def test_restart_closes_descriptors_with_the_exec_and_not_before(monkeypatch):
     os.set_inheritable(descriptor, True)
     at_exec = []
     monkeypatch.setattr(os, "execve", lambda *_: at_exec.append([os.get_inheritable(fd) for fd in (1, 2, descriptor)]))
-    launch.reexec("{}")
+    restart.restart_program("{}")
     os.close(descriptor)
     assert at_exec == [[True, True, False]]
+
+
+def test_restart_can_be_switched_off(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    assert restart.can_restart()
+    monkeypatch.setenv(restart.RESTART_SWITCH, "0")
+    assert not restart.can_restart()
 
 
 NARROW = """

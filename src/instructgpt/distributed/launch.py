@@ -17,22 +17,23 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from rich.markup import escape
-from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from instructgpt.config import RANK_TIMEOUT_S, StageConfig
 from instructgpt.data.packing import MICROBATCH_TOKENS, halve_token_budget
 from instructgpt.distributed.comm import barrier, set_barrier
 from instructgpt.distributed.failures import ERROR_GRACE_S, LaunchedRank, RankMonitor
+from instructgpt.distributed.restart import can_restart, restart_program, restarted_tokens, store_after_restart
 from instructgpt.errors import InputError, RunError, is_out_of_memory
 from instructgpt.io import write_text_atomic
 from instructgpt.run.directory import console, read_run_record
@@ -42,9 +43,7 @@ from instructgpt.run.signals import defer_interrupts
 _RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
 """Default of --patience: seconds without an answer before a rank counts as dead."""
 _SHUTDOWN_TIMEOUT_S = 60.0  # for the workers' last checkpoints after Ctrl-C
-_TORCHRUN_ID_ENV, _AGENT_STORE_ENV = "TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE"
-_MICROBATCH_TOKENS_ENV = "INSTRUCTGPT_TOKENS_AT_ONCE"
-"""Set by `reexec` for the restarted rank: `MICROBATCH_TOKENS` as JSON."""
+_TORCHRUN_ID_ENV = "TORCHELASTIC_RUN_ID"
 
 _StageConfigT = TypeVar("_StageConfigT", bound=StageConfig)
 _RankMain = Callable[[_StageConfigT], Any]
@@ -189,15 +188,13 @@ def _launch(main: _RankMain[_StageConfigT], config: _StageConfigT, processes: in
         if processes > 1:
             raise InputError(f"--processes {processes}: torchrun has already started the ranks; drop --processes")
         store, rank, world_size = next(rendezvous("env://", timeout=_RENDEZVOUS_TIMEOUT))
-        if microbatch_tokens := os.environ.get(_MICROBATCH_TOKENS_ENV):
-            # The agent's store outlives a restart: a prefix hides the keys and addresses of the processes before.
-            store = PrefixStore(microbatch_tokens, store)
-            MICROBATCH_TOKENS.update(json.loads(microbatch_tokens))
+        if tokens := restarted_tokens():
+            store = store_after_restart(store)
+            MICROBATCH_TOKENS.update(tokens)
             if rank == 0:
                 _report_smaller_microbatch(config)
         info = LaunchedRank(rank, world_size, int(os.environ["LOCAL_RANK"]), timeout_s)
-        # Ranks can restart one by one only if torchrun's agent holds the store, not rank 0.
-        restart_on_oom = config.resume and os.environ.get(_AGENT_STORE_ENV) == "True"
+        restart_on_oom = config.resume and can_restart()
         _run_rank(info, store, main, config, restart_on_oom=restart_on_oom)
     elif processes == 1:
         if "patience" in config.model_fields_set:
@@ -237,23 +234,6 @@ def _report_smaller_microbatch(config: StageConfig) -> None:
         write_text_atomic(config.out / "run.json", json.dumps(record, indent=2) + "\n")
 
 
-def reexec(microbatch_tokens: str) -> NoReturn:
-    """Restart this program in the same process, with `MICROBATCH_TOKENS` as JSON, the same on all ranks."""
-    # An out-of-memory rank leaves its peers inside a collective that only the end of the process interrupts: an FSDP
-    # all-gather over gloo hangs even after an abort. Exec ends the program and frees its memory, connections and GPU in
-    # any state, but keeps the process id, so that torchrun sees no failure. The ranks meet again under a new store
-    # prefix and resume from the last checkpoint.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # C libraries may open descriptors without close-on-exec. Closing them here would abort the process: gloo's threads
-    # still poll theirs until the exec.
-    for path in Path("/dev/fd").iterdir():
-        with suppress(OSError):  # the descriptor that lists the directory
-            os.set_inheritable(int(path.name), int(path.name) <= 2)
-    environment = {**os.environ, _MICROBATCH_TOKENS_ENV: microbatch_tokens}
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
-
-
 def _start_ranks(main: _RankMain[_StageConfigT], config: _StageConfigT, processes: int, timeout_s: float) -> None:
     # This process holds the rendezvous store: it survives its ranks, so that they can read why one of them failed.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=_RENDEZVOUS_TIMEOUT)
@@ -291,7 +271,7 @@ def _run_rank(
             raise InputError(f"rank {info.rank} has no GPU ({gpus} found); start fewer ranks, or use --device cpu")
         torch.cuda.set_device(info.local_rank)
         backend = "cpu:gloo,cuda:nccl"
-    monitor = RankMonitor(store, info, reexec if restart_on_oom else None)
+    monitor = RankMonitor(store, info, restart_program if restart_on_oom else None)
     with defer_interrupts():
         try:
             timeout = timedelta(seconds=info.timeout_s)
