@@ -181,7 +181,9 @@ def load_data(config: PPOConfig, models: PPOModels, run: RunDirectory) -> PPODat
     if config.validation:
         left_out["prompts of --validation"] = len(fitting) - len(training)
     run.summary["left_out"] = left_out
-    for group, flag in ((training, "--prompts"), (fitting_heldout, "--validation" if config.validation else "")):
+    if fitting and not training:
+        raise InputError("--prompts: every prompt is also in --validation, whose prompts never train; give other ones")
+    for group, flag in ((fitting, "--prompts"), (fitting_heldout, "--validation" if config.validation else "")):
         if flag and not group:
             raise InputError(
                 f"{flag}: none of the {len(prompts if flag == '--prompts' else heldout)} prompts leaves room for "
