@@ -36,9 +36,9 @@ def candidates(world: World, tasks: int) -> list[dict[str, str]]:
     """K different completions for each of so many different prompts: the right answer,
     and answers cut or to other questions.
     """
-    prompts = [prompt.text for prompt in {each.text: each for each in world.prompts("reward", 12 * tasks)}.values()][
-        :tasks
-    ]
+    prompts = [
+        prompt.prompt for prompt in {each.prompt: each for each in world.prompts("reward", 12 * tasks)}.values()
+    ][:tasks]
     gold = {text: world.demonstration(text) for text in prompts}
     rng = Random(0)
     made = []

@@ -19,8 +19,8 @@ from instructgpt.errors import InputError
 OPTION_GROUPS = {
     "models": "base policy reward reward_weights reference value_init model models tokenizer",
     "data": """data corpus demonstrations rankings pretraining mix prompts max_prompt_tokens completions validation validation_interval test gold archive format
-        to source prompt_field questions rating_max labeling_config shots subsets keep_empty files skip_bad""",
-    "filters and splits": """prefix cap group salt personal detectors max_characters use_cases since until use
+        to source prompt_field questions rating_max labeling_config shots subsets keep_empty files transcripts skip_bad""",
+    "filters and splits": """split prefix cap group salt personal detectors max_characters use_cases since until use
         people""",
     "architecture": "vocabulary width layers heads context window",
     "optimization": """tokens epochs batch lr value_lr warmup weight_decay dropout learn l2 keep ema folds adam_eps
@@ -32,13 +32,13 @@ OPTION_GROUPS = {
     "evaluation": """names harness include_path limit judge judge_model judge_key judge_reads
         judge_max_tokens judge_temperature judges scorer baseline""",
     "small world": "words demonstration_prompts ranking_prompts ppo_prompts labelers through_site",
-    "site": "site database public_url host port key",
+    "site": "site database public_url host port key second_factor end_second_factor",
     "labeling": """name kind purpose cohort priority overlap cohort_share cohort_overlap gold_share repeat_share k_least
         k_most hourly open dry_run""",
     "simulation": "tasks double_clicks walk_aways noise",
     "workload": "prompt_tokens completion_tokens records",
     "hardware": "ranks matmul bandwidth link network capacity",
-    "memory and processes": "device memory lora microbatch_tokens processes patience",
+    "memory and processes": "device memory lora save_dtype microbatch_tokens processes patience",
     "run": "run every once out seed resume checkpoints checkpoint_minutes track preset config shell",
 }
 """Options by subject, in the order of the help. A name has the same subject in every command."""

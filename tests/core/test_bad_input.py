@@ -193,7 +193,7 @@ def test_stages_skip_and_count_examples_longer_than_the_context(kit, command, tm
 def test_no_fitting_example_is_an_input_error(kit, command, tmp_path, out):
     prompts = write(tmp_path / "p.jsonl", [{"prompt": LONG}])
     told = command(*kit.ppo(out, "--prompts", prompts)).error_line(2)
-    assert "none of the 1 prompts leaves room for --max-tokens 6 in a context of 48 tokens" in told
+    assert "none of the 1 prompts leaves room for --max-tokens 6: a prompt may have 42 tokens here" in told
     rows = [{"prompt": LONG + str(i), "completion": "x"} for i in range(40)]
     assert "no demonstration fits the context of 48" in command(
         *kit.sft(out, "--data", write(tmp_path / "d.jsonl", rows))

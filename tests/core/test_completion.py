@@ -45,7 +45,7 @@ def folder(tmp_path):
         (["la"], ["label"]),
         (["label", "se"], ["serve"]),
         (["data", ""], ["import", "clean", "split", "stats"]),
-        (["ppo", "--kl"], ["--kl-coef"]),
+        (["ppo", "--kl"], ["--kl-alarm", "--kl-coef"]),
         (["label", "serve", "--po"], ["--port"]),
         (["ppo", "--ptx-reduction", ""], ["token", "sequence"]),
         (["ppo", "--ptx-reduction", "=", "s"], ["sequence"]),
@@ -55,7 +55,7 @@ def folder(tmp_path):
         (["ppo", "--lr", ""], []),
         (["sft", "--preset", ""], ["demo", "smoke"]),
         (["plan", "p"], ["pretrain", "ppo"]),
-        (["plan", "ppo", "--kl"], ["--kl-coef"]),
+        (["plan", "ppo", "--kl"], ["--kl-alarm", "--kl-coef"]),
         (["plan", "ppo", "--ran"], ["--ranks"]),
         (["evaluate", "truth"], ["truthfulqa"]),
         (["completion", ""], ["bash", "zsh", "fish"]),
@@ -91,7 +91,7 @@ def test_fish_offers(folder):
         return [answer.partition("\t")[0] for answer in done.stdout.splitlines()]
 
     assert offered("instructgpt label se") == ["serve"]
-    assert offered("instructgpt plan ppo --kl") == ["--kl-coef"]
+    assert offered("instructgpt plan ppo --kl") == ["--kl-alarm", "--kl-coef"]
     assert sorted(offered("instructgpt ppo --ptx-reduction ")) == ["sequence", "token"]
     assert offered("instructgpt sft --base mo") == ["models/"]
 

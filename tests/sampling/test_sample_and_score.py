@@ -68,9 +68,12 @@ for kill in range(21):
     if kill % 4 == 0:
         time.sleep(moment.uniform(0, 0.3))
     else:  # while it writes
-        growth = moment.randint(1, 1200)
-        while size() < before + growth:
+        growth, ended = moment.randint(1, 1200), 0
+        while size() < before + growth and not ended:
             time.sleep(0.002)
+            ended = os.waitpid(process, os.WNOHANG)[0]
+        if ended:
+            sys.exit(0 if kill > 10 else f"it ended before kill {kill}")
     os.kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
     assert os.WIFSIGNALED(status), "it ended before it could be killed"
@@ -80,7 +83,7 @@ for kill in range(21):
 @pytest.mark.parametrize("command", ["sample", pytest.param("score", marks=pytest.mark.slow)])
 def test_killed_at_random_moments_the_file_equals_an_undisturbed_one(command, save, save_reward, write, tmp_path):
     model = str(save_reward()) if command == "score" else str(save())
-    prompts = str(write("p.jsonl", PROMPTS * 12))
+    prompts = str(write("p.jsonl", PROMPTS * (40 if command == "score" else 12)))
     argv = ["sample", "--model", str(save()), "--prompts", prompts, *SIZE]
     if command == "score":
         assert run_command([*argv, "--out", str(tmp_path / "c.jsonl")]) == 0

@@ -338,7 +338,12 @@ def stock_scores(model):
 def test_saved_reward_model_keeps_its_head(stage, save, family, monkeypatch):
     """After a resume, stock transformers, peft on the base and our loader give the trained model's scores."""
     trained, save_it = [], reward.save_and_verify
-    monkeypatch.setattr(reward, "save_and_verify", lambda model, *rest: trained.append(model) or save_it(model, *rest))
+
+    def record_final_save(model, probe, folder, summary):
+        trained.extend([model] if folder.name == ".part" else [])
+        save_it(model, probe, folder, summary)
+
+    monkeypatch.setattr(reward, "save_and_verify", record_final_save)
     main, config = stage("reward", "reward", family)
     stop_at_step(3, main, config, monkeypatch)
     folder = main(config)

@@ -13,6 +13,7 @@ from instructgpt.label.tasks import drafts
 from instructgpt.label.tasks.assignments import claim_next_task, expire_leases, return_to_labeler, skip_assignment
 from instructgpt.label.tasks.batches import OverlapPolicy
 from instructgpt.label.tasks.forms import DemonstrationForm, PromptForm, RankingForm, ReviewForm
+from instructgpt.label.tasks.questions import QuestionSet, complete_form
 from instructgpt.label.tasks.submissions import (
     get_current_submission,
     read_submission_form,
@@ -296,8 +297,6 @@ def test_a_bad_form_changes_nothing(site, desk):
         lambda: ReviewForm(use_case="juggling"),
         lambda: ReviewForm(labels={"nice": True}),
         lambda: RankingForm(ratings=[{"completion": "a", "rating": 8}], tiers=()),
-        lambda: RankingForm(ratings=[{"completion": "a", "labels": {"nice": True}}], tiers=()),
-        lambda: RankingForm(ratings=[{"completion": "a", "labels": {"opinion": None}}], tiers=()),
         lambda: RankingForm(ratings=(), tiers=(), confidence=10),
         lambda: RankingForm(ratings=(), tiers=(), extra=1),
     ],
@@ -305,3 +304,12 @@ def test_a_bad_form_changes_nothing(site, desk):
 def test_invalid_forms_are_refused(make):
     with pytest.raises(ValidationError):
         make()
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"), [({"nice": True}, "no question 'nice'"), ({"opinion": None}, "'opinion' is yes or no")]
+)
+def test_answers_to_no_question_of_the_batch_are_refused(labels, reason):
+    form = RankingForm(ratings=[{"completion": "a", "labels": labels}], tiers=[["a"], ["b"]])
+    with pytest.raises(ValueError, match=reason):
+        complete_form(QuestionSet(), form, ["a", "b"])
