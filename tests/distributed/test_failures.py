@@ -53,9 +53,11 @@ SAYS = {
 }
 
 
-def torchrun(*arguments: object, folder: Path, fault: str = "", ranks: int = 2) -> CommandProcess:
+def torchrun(
+    *arguments: object, folder: Path, fault: str = "", ranks: int = 2, program: str = FAULTY
+) -> CommandProcess:
     script = folder / "faulty.py"
-    script.write_text(FAULTY)
+    script.write_text(program)
     os.environ["FAULT"] = fault
     start = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), script)
     return CommandProcess(*arguments, program=start)
@@ -136,6 +138,29 @@ def test_restart_can_be_switched_off(monkeypatch):
     assert restart.can_restart()
     monkeypatch.setenv(restart.RESTART_SWITCH, "0")
     assert not restart.can_restart()
+
+
+SLOW = """
+import time
+from instructgpt import cli
+from instructgpt.train import startup
+save = startup.save_policy
+
+def slowly(model, tokenizer, folder):
+    time.sleep(9)
+    save(model, tokenizer, folder)
+
+startup.save_policy = slowly
+cli.main()
+"""
+"""The command with a save that takes longer than the patience of the test."""
+
+
+@pytest.mark.slow
+def test_ranks_wait_for_one_that_saves_for_longer_than_the_patience(kit, tmp_path):
+    ended = torchrun(kit.pretrain(tmp_path / "out"), "--patience", 4, folder=tmp_path, ranks=3, program=SLOW).end()
+    assert ended.code == 0, ended
+    assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 NARROW = """
