@@ -7,8 +7,10 @@ import json
 import shutil
 
 import pytest
+import torch
 import transformers
 from conftest import CPU
+from safetensors import safe_open
 
 from instructgpt.errors import RunError
 from instructgpt.models.policy import load_policy
@@ -73,3 +75,16 @@ def test_the_hash_of_a_model_covers_template_and_tokenizer(save, tmp_path):
     assert is_unchanged(model, older), "runs of earlier versions did not read these files"
     (model / "metrics.jsonl").write_text("{}")
     assert content_hash(model) == before
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_a_reward_model_of_a_bf16_base_scores_as_measured(kit, command, lora, tmp_path):
+    """Offset and accuracy are measured with the weights as they are saved; the stage compares the two."""
+    base = tmp_path / "base"
+    shutil.copytree(kit.base, base)
+    transformers.AutoModelForCausalLM.from_pretrained(kit.base, dtype=torch.bfloat16).save_pretrained(base)
+    out = tmp_path / "reward"
+    argv = kit.train_reward(out, "--base", base, *(("--lora", lora) if lora else ()))
+    assert command(*argv).code == 0
+    with safe_open(out / "model.safetensors", "pt") as weights:
+        assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.bfloat16}  # noqa: SIM118

@@ -211,6 +211,19 @@ def saved_dtype(model: Any) -> torch.dtype:
     return dtype
 
 
+@torch.no_grad()
+def round_to_saved_dtype(model: Any) -> None:
+    """Round weights to the type that they are saved in, so that what is measured now holds for the saved model.
+
+    Adapters and the weights below them stay as they are: they are merged, then rounded, when they are saved.
+    """
+    dtype = saved_dtype(model)
+    if dtype == torch.float32 or _plain_model(model) is not model:
+        return
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype).to(parameter.dtype))
+
+
 def add_notice(model: Any, text: str) -> None:
     """Keep a sentence to be printed when the model is reported (see `model_notices`)."""
     object.__setattr__(_plain_model(model), _NOTICES_KEY, (*model_notices(model), text))

@@ -40,7 +40,8 @@ from instructgpt.distributed.comm import (
 from instructgpt.distributed.launch import launch
 from instructgpt.errors import InputError, RunError
 from instructgpt.models.classifier import is_one_label_classifier
-from instructgpt.models.lora import add_lora, get_trainable_module
+from instructgpt.models.loading import round_to_saved_dtype, saved_dtype
+from instructgpt.models.lora import add_lora, get_trainable_module, has_adapters
 from instructgpt.models.policy import count_parameters
 from instructgpt.models.precision import apply_memory_options, compute_device, disable_bf16
 from instructgpt.models.rank0 import load_on_rank0
@@ -93,6 +94,7 @@ def train(config: RewardConfig) -> None:
         try_saving(run, lambda folder: save_and_verify(full_reward, [], folder, {}))
     train_loop(reward, training, validation, config, run, state)
     disable_bf16(reward.model)  # measure the offset in float32, as the saved model will compute
+    round_to_saved_dtype(reward.model)
     reward.offset = float(reward.score(centering_examples).mean())
     metrics = evaluate_pair_accuracy(reward, validation) | {"offset": reward.offset}
     printed = {name: value for name, value in metrics.items() if "accuracy" in name or "baseline" in name}
@@ -303,7 +305,9 @@ def save_and_verify(reward: ScalarModel, probe: list[TokenizedExample], folder: 
     """
     save_reward_model(reward, folder)
     reloaded = load_reward_model(folder, compute_device(reward.model))
-    if probe and not torch.allclose(reloaded.score(probe), reward.score(probe), atol=1e-4):
+    # Adapters are rounded only when they are merged, so their scores may move by the rounding of a base in bf16.
+    tolerance = 1e-4 if saved_dtype(reward.model) == torch.float32 or not has_adapters(reward.model) else 0.1
+    if probe and not torch.allclose(reloaded.score(probe), reward.score(probe), atol=tolerance):
         raise RunError(f"{folder}: the saved reward model scores differently from the trained one")
     if "cross_validation" in summary:
         write_text_atomic(folder / "cross_validation.json", json.dumps(summary["cross_validation"], indent=2))
