@@ -15,7 +15,7 @@ from support.commands import SRC, run_in_process
 from instructgpt import io
 from instructgpt.distributed.launch import check_main_guard
 from instructgpt.errors import InputError
-from instructgpt.models import policy
+from instructgpt.models import loading
 from instructgpt.models.policy import from_pretrained
 
 PAIRS = [{"prompt": "p", "chosen": "a", "rejected": "b"}]
@@ -35,7 +35,7 @@ def no_hub(monkeypatch):
         raise AssertionError("the hub was asked")
 
     monkeypatch.setattr("datasets.load_dataset", fail)
-    monkeypatch.setattr(policy, "_is_hub_reachable", fail)
+    monkeypatch.setattr(loading, "_is_hub_reachable", fail)
 
 
 @pytest.mark.parametrize("out", ["link", "link/below", "link.jsonl"])

@@ -213,7 +213,7 @@ noted_here.write_text("")  # emptied by a restart: a step or two may have fit in
 
 def narrowed(run):
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    loop.completion_logp = lambda *given: within(used + (300 << 20), *given)
+    loop.completion_logp = lambda *given: within(used + (150 << 20), *given)
     return restore(run)
 
 def within(most, *given):
@@ -233,7 +233,7 @@ if os.environ["RANK"] == "1":
 pretrain.optimizer_step = noted
 cli.main()
 """
-"""The command with 300 MB of memory left for forward passes in rank 1. Communication is not limited: a gloo thread that
+"""The command with 150 MB of memory left for forward passes in rank 1. Communication is not limited: a gloo thread that
 cannot allocate would end its process."""
 
 
