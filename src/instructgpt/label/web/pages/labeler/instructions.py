@@ -127,6 +127,11 @@ def show_instructions_editor(request: Request, _: TeamUser, purpose: str) -> Res
     return _render_editor(request, purpose, fields)
 
 
+def _order_by_language(posted: dict[str, tuple[str, str]], first: str) -> dict[str, tuple[str, str]]:
+    """Return the text and quiz of each language, the main language first."""
+    return {language: posted[language] for language in sorted(posted, key=lambda language: language != first)}
+
+
 @router.post("/instructions/{purpose}/edit")
 def publish_instructions_from_form(
     request: Request,
@@ -141,8 +146,7 @@ def publish_instructions_from_form(
 ) -> Response:
     """Publish a new version. `first` is its main language; the other is a translation."""
     _check_purpose(purpose)
-    posted = {"en": (body_en, quiz_en), "ko": (body_ko, quiz_ko)}
-    fields = {language: posted[language] for language in sorted(posted, key=lambda language: language != first)}
+    fields = _order_by_language({"en": (body_en, quiz_en), "ko": (body_ko, quiz_ko)}, first)
     try:
         texts = {language: _parse_localized(*field) for language, field in fields.items() if field[0].strip()}
         if not texts:
@@ -168,8 +172,7 @@ def preview_instructions(
 ) -> Response:
     """Show the texts rendered, and what is wrong with a quiz, before all labelers have to read a new version."""
     _check_purpose(purpose)
-    posted = {"en": (body_en, quiz_en), "ko": (body_ko, quiz_ko)}
-    fields = {language: posted[language] for language in sorted(posted, key=lambda language: language != first)}
+    fields = _order_by_language({"en": (body_en, quiz_en), "ko": (body_ko, quiz_ko)}, first)
     try:
         for field in fields.values():
             if field[0].strip():
