@@ -72,7 +72,9 @@ def test_the_hash_of_a_model_covers_template_and_tokenizer(save, tmp_path):
         (model / name).write_text("x" + name)
         assert content_hash(model) != before
         before = content_hash(model)
-    assert is_unchanged(model, older), "runs of earlier versions did not read these files"
+    assert is_unchanged({"path": str(model), "sha256": before}, older), (
+        "runs of earlier versions did not read these files"
+    )
     (model / "metrics.jsonl").write_text("{}")
     assert content_hash(model) == before
 

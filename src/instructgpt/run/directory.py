@@ -158,7 +158,7 @@ class RunDirectory:
         moved: dict[str, str] = {}  # new path -> path when the run started, of inputs with the same content
         for name, parent in self.parents.items():
             recorded = self._find_recorded_parent(name, parent, recorded_parents)
-            if recorded is None or is_unchanged(Path(parent["path"]), recorded["sha256"]):
+            if recorded is None or is_unchanged(parent, recorded["sha256"]):
                 moved |= {} if recorded is None else {parent["path"]: recorded["path"]}
                 continue
             if parent["path"] == recorded["path"]:

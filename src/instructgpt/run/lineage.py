@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 
@@ -42,6 +42,11 @@ def content_hash(path: Path, suffixes: tuple[str, ...] = _MODEL_SUFFIXES) -> str
     return digest.hexdigest()
 
 
-def is_unchanged(path: Path, sha256: str) -> bool:
-    """Return whether an input still has the hash that a run recorded, also a run of an earlier version."""
-    return sha256 in (content_hash(path), content_hash(path, _MODEL_SUFFIXES_BEFORE))
+def is_unchanged(parent: Mapping[str, str], recorded_sha256: str) -> bool:
+    """Return whether an input (`path`, `sha256`) has the hash that a run recorded, also one of an earlier version.
+
+    The files are read again only where the hashes differ.
+    """
+    if parent["sha256"] == recorded_sha256:
+        return True
+    return content_hash(Path(parent["path"]), _MODEL_SUFFIXES_BEFORE) == recorded_sha256
