@@ -50,6 +50,13 @@ COMMANDS = (
         "train.ppo",
         "train a policy with PPO against a reward model (PPO-ptx: --pretraining)",
     ),
+    Command(
+        "export",
+        "train.ExportConfig",
+        "train.export",
+        "write a training checkpoint as a plain model directory",
+        positional="checkpoint",
+    ),
     Command("sample", "sampling.SampleConfig", "sampling.cli:sample_completions", "sample completions of prompts"),
     Command("score", "sampling.ScoreConfig", "sampling.cli:score_completions", "score completions with a reward model"),
     Command(

@@ -6,75 +6,23 @@ pytest tests/train/test_resume.py
 import json
 import os
 import signal
+from functools import partial
 
 import pytest
-from conftest import CORPUS, DEMONSTRATIONS, FRESH_RANKINGS, RANKINGS
+from conftest import CORPUS
 from support.signals import stop_at
+from support.stages import STAGES, build_stage
 
-from instructgpt.config import make_config
 from instructgpt.errors import InputError
 from instructgpt.run import directory as run_module
 from instructgpt.run import signals
 from instructgpt.run.directory import RunDirectory
 from instructgpt.train import ppo, pretrain, reward, sft
-from instructgpt.train.configs import PPOConfig, PretrainConfig, RewardConfig, SFTConfig
-
-STAGES = ("pretrain", "sft", "reward", "ppo")
 
 
 @pytest.fixture
 def stage(write, save, save_reward, tmp_path):
-    """Build a stage's main function and a config that uses everything a checkpoint must store."""
-    corpus, rate = (write("corpus.jsonl", CORPUS),), {"lr": 1e-2}
-
-    def build(name, folder):
-        if name == "pretrain":
-            sizes = {
-                "vocabulary": 280,
-                "width": 16,
-                "layers": 1,
-                "heads": 2,
-                "context": 16,
-                "window": 16,
-                "batch": 8,
-                "tokens": 128 * 9,
-            }
-            return pretrain.main, make_config(PretrainConfig, {"corpus": corpus, **sizes, "out": tmp_path / folder})
-        if name == "sft":
-            data, fresh = (write("data.jsonl", DEMONSTRATIONS),), (write("fresh.jsonl", DEMONSTRATIONS[:2]),)
-            options = {
-                "data": data,
-                "validation": fresh,
-                "epochs": 4,
-                "batch": 4,
-                "pretraining": corpus,
-                "dropout": 0.3,
-                "lr": 5e-2,
-            }
-            return sft.main, make_config(SFTConfig, {"base": str(save("gpt2")), **options, "out": tmp_path / folder})
-        if name == "reward":
-            files = {
-                "data": (write("rankings.jsonl", RANKINGS),),
-                "validation": (write("fresh_rankings.jsonl", FRESH_RANKINGS),),
-            }
-            options = {"epochs": 4, "batch": 3, **rate, "out": tmp_path / folder}
-            return reward.main, make_config(RewardConfig, {"base": str(save()), **files, **options})
-        files = {"policy": str(save()), "reward": save_reward(), "prompts": (write("prompts.jsonl", DEMONSTRATIONS),)}
-        sizes = {
-            "episodes": 40,
-            "batch": 8,
-            "minibatch": 4,
-            "epochs": 2,
-            "max_tokens": 5,
-            **rate,
-            "value_lr": 1e-2,
-            "ema": 0.9,
-        }
-        return ppo.main, make_config(
-            PPOConfig, {**files, **sizes, "pretraining": corpus, "ptx_ratio": 0.5, "out": tmp_path / folder}
-        )
-
-    return build
+    return partial(build_stage, write, save, save_reward, tmp_path)
 
 
 def stop_at_step(steps, main, config, monkeypatch):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from instructgpt.config import RANK_TIMEOUT_S, StageConfig
+from instructgpt.config import RANK_TIMEOUT_S, CommandConfig, StageConfig
 
 WARMUP_UPDATES = 10
 ScoreNormalization = Literal["none", "scale", "standardize"]
@@ -217,6 +217,25 @@ class PPOConfig(StageConfig):
     @property
     def ptx_rows_per_step(self) -> int:
         return max(1, round(self.ptx_ratio * self.minibatch))
+
+
+class ExportConfig(CommandConfig):
+    stage: ClassVar[str] = "export"
+
+    checkpoint: Path = Field(
+        description="a run directory, for its latest checkpoint, or a folder in its checkpoints directory"
+    )
+    out: Path = Field(description="model directory to write")
+    base: str | None = Field(
+        None, description="where the model that the run started from is now; default: where it was then"
+    )
+    latest: bool = Field(
+        False,
+        description="export the latest weights, not those that the run would save: PPO's average, the best epoch",
+    )
+    demonstrations: tuple[Path, ...] = Field(
+        (), description="demonstrations whose average score becomes 0, of a reward model; default: those of the run"
+    )
 
 
 def split_function_source(source: str) -> tuple[Path, str] | None:

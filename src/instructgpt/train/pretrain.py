@@ -55,7 +55,7 @@ def train(config: PretrainConfig) -> None:
         return
     device = get_stage_device(run)
     skipped = SkippedLines(config.skip_bad)
-    texts, heldout_texts = hold_out_documents(list(iter_documents(config.corpus, skipped)), _VALIDATION_SHARE)
+    texts, heldout_texts = read_texts(config, skipped)
     run.summary["left_out"] = {"bad lines": len(skipped.reasons)}
     tokenizer = load_or_train_tokenizer(config, texts)
     window, seed = config.window, config.seed
@@ -102,6 +102,11 @@ def train(config: PretrainConfig) -> None:
     }
     full_model = full_model_on_rank0(model)
     run.finish(lambda folder: save_and_verify_policy(full_model.eval(), tokenizer, folder), **summary)
+
+
+def read_texts(config: PretrainConfig, skipped: SkippedLines) -> tuple[list[str], list[str]]:
+    """Return the documents to train on, and those held out for validation."""
+    return hold_out_documents(list(iter_documents(config.corpus, skipped)), _VALIDATION_SHARE)
 
 
 def load_or_train_tokenizer(config: PretrainConfig, texts: list[str]) -> PromptTokenizer:
