@@ -40,7 +40,7 @@ ONLY = {
 """Parts that may import less than their layer allows."""
 
 SITE_LAYERS = """
-errors i18n safe_text mathematics markdown vocabulary
+errors i18n safe_text mathematics markdown vocabulary outgoing
 db
 context
 auth
