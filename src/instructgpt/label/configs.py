@@ -25,6 +25,7 @@ from instructgpt.records import Cohort
 from instructgpt.world.labelers import LABELER_NOISE
 
 API_KEY_VARIABLE = "INSTRUCTGPT_LABEL_KEY"
+ENDPOINT_KEY_VARIABLE = "INSTRUCTGPT_ENDPOINT_KEY"
 
 
 class SiteOptions(CommandConfig):
@@ -57,6 +58,27 @@ class ServeConfig(SiteOptions):
     second_factor: SecondFactorPolicy = Field(
         "optional", description="who must set up a second factor (TOTP): nobody, owners, or owners and researchers"
     )
+    endpoint: str | None = Field(
+        None,
+        description="OpenAI-compatible endpoint, such as http://127.0.0.1:8001, for a playground on the site; "
+        f"its key is read from {ENDPOINT_KEY_VARIABLE}",
+    )
+    endpoint_models: tuple[str, ...] = Field(
+        (), description="models of the endpoint that the playground offers; by default all of them"
+    )
+    retention_days: int = Field(
+        365, ge=1, le=36_500, description="days after which messages of the playground that are in no batch are deleted"
+    )
+
+    @field_validator("endpoint")
+    @classmethod
+    def _validate_endpoint(cls, value: str | None) -> str | None:
+        return value if value is None else parse_base_url(value)
+
+    def ineffective_options(self) -> Iterator[str]:
+        for name in ("endpoint_models", "retention_days"):
+            if name in self.model_fields_set and self.endpoint is None:
+                yield f"--{name.replace('_', '-')} has no effect without --endpoint"
 
 
 def parse_base_url(value: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,6 +23,10 @@ class Settings:
     idle_hours: int = 12
     absolute_days: int = 14
     second_factor: SecondFactorPolicy = "optional"
+    endpoint: str | None = None  # of the playground; None: the site has no playground
+    endpoint_key: str | None = field(default=None, repr=False)
+    endpoint_models: tuple[str, ...] = ()  # offered in the playground; empty: all of the endpoint
+    retention_days: int = 365  # of the playground's turns that are in no batch
 
     @property
     def base_path(self) -> str:

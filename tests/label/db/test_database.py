@@ -186,7 +186,7 @@ def test_migrated_structure_equals_the_models(database_url):
         connection.execute(text("DROP TABLE alembic_version"))
         Base.metadata.create_all(connection)
     assert migrated == structure(database)
-    assert sum(len(table["checks"]) for table in migrated.values()) == 22
+    assert sum(len(table["checks"]) for table in migrated.values()) == 26
     database.close()
 
 

@@ -1,38 +1,45 @@
-"""Versions of the consent text, and the consent of labelers to them."""
+"""Versions of the consent texts of labelers and of the playground's users, and the consent of labelers to theirs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
-from sqlalchemy import String, bindparam, cast, exists, select
+from sqlalchemy import String, bindparam, exists, select
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.orm import Session
 
 from instructgpt.label.db import audit_log
-from instructgpt.label.db.models import Consent, ConsentText, Person
+from instructgpt.label.db.models import Consent, ConsentText, Person, PlaygroundConsentText
 from instructgpt.label.errors import SiteError
 
-
-def get_latest_consent_text(db: Session) -> ConsentText | None:
-    """Return the newest consent text; None for a site without one, where no consent is needed."""
-    return db.scalars(select(ConsentText).order_by(ConsentText.version.desc()).limit(1)).first()
+AnyConsentText = ConsentText | PlaygroundConsentText
 
 
-def localized_consent_body(text: ConsentText, language: str) -> str:
+def get_latest_consent_text(db: Session, table: type[AnyConsentText] = ConsentText) -> AnyConsentText | None:
+    """Return the newest consent text; None without one: labelers need none then, and the playground stores nothing."""
+    return cast(AnyConsentText | None, db.scalars(select(table).order_by(table.version.desc()).limit(1)).first())
+
+
+def localized_consent_body(text: AnyConsentText, language: str) -> str:
     """Return the text in a language, else in English, else in its first language."""
     bodies: dict[str, str] = text.bodies
     return bodies.get(language) or bodies.get("en") or next(iter(bodies.values()))
 
 
-def add_consent_version(db: Session, bodies: Mapping[str, str], caller_id: str | None) -> ConsentText:
-    """Publish a version, to which labelers must consent again; raise SiteError for an empty text."""
+def add_consent_version(
+    db: Session, bodies: Mapping[str, str], caller_id: str | None, table: type[AnyConsentText] = ConsentText
+) -> AnyConsentText:
+    """Publish a version, to which labelers or users must consent again; raise SiteError for an empty text."""
     nonempty = {language: text.strip() for language, text in bodies.items() if text.strip()}
     if not nonempty:
         raise SiteError(422, "empty_text")
-    previous = get_latest_consent_text(db)
-    text = ConsentText(version=previous.version + 1 if previous else 1, bodies=nonempty, created_by=caller_id)
+    previous = get_latest_consent_text(db, table)
+    text = table(version=previous.version + 1 if previous else 1, bodies=nonempty, created_by=caller_id)
     db.add(text)
     db.flush()
-    audit_log.append_entry(db, caller_id or "cli", "consent.publish", str(text.version))
+    action = "consent.publish" if table is ConsentText else "playground.publish_consent"
+    audit_log.append_entry(db, caller_id or "cli", action, str(text.version))
     return text
 
 
@@ -41,7 +48,7 @@ _CONSENT_STATEMENT = (
         ConsentText.version,
         exists().where(
             Consent.person_id == bindparam("person"),
-            Consent.version == cast(ConsentText.version, String),
+            Consent.version == sql_cast(ConsentText.version, String),
             Consent.withdrawn_at.is_(None),
         ),
     )

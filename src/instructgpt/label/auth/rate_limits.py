@@ -30,6 +30,8 @@ SIGN_IN_NAME_LIMIT = RateLimit("sign-in-name", 100, 36_000)  # one name from all
 SIGN_IN_ADDRESS_LIMIT = RateLimit("sign-in-address", 100, 6_000)  # one address, which a team often shares
 INVITE_LIMIT = RateLimit("invite", 30, 20_000)  # tokens of links from one address
 PASSWORD_LIMIT = RateLimit("password", 10, 60_000)  # a signed-in person who confirms with their password
+PLAYGROUND_JOIN_LIMIT = RateLimit("playground-join", 100, 10_000)  # new users from one address
+PLAYGROUND_LIMIT = RateLimit("playground", 40, 3_000)  # messages of one user
 API_KEY_LIMIT = RateLimit("key", 1_200, 50)  # requests with one key
 
 

@@ -7,6 +7,7 @@ instructgpt label serve --site site/ --port 8000
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ from instructgpt.errors import InputError
 from instructgpt.label import site_folder
 from instructgpt.label.auth import accounts
 from instructgpt.label.background import CounterCheckThread
-from instructgpt.label.configs import InitConfig, ServeConfig, SiteOptions
+from instructgpt.label.configs import ENDPOINT_KEY_VARIABLE, InitConfig, ServeConfig, SiteOptions
 from instructgpt.label.context import Site
+from instructgpt.label.playground.chores import PlaygroundThread
+from instructgpt.label.playground.endpoint import Endpoint, EndpointError, list_models_now
+from instructgpt.label.playground.users import ensure_playground_link
 from instructgpt.label.site_folder import create_site_folder, is_site_folder, open_site
 from instructgpt.label.tasks import instructions
 from instructgpt.label.web.app import create_app
@@ -64,9 +68,12 @@ def _run_server(site: Site, config: ServeConfig) -> None:
         base_url = config.public_url or f"http://{host}:{listener.getsockname()[1]}"
         print(f"labelers' site: {base_url} (Ctrl-C stops it)", flush=True)
         _print_setup_link(site, base_url)
+        if config.endpoint is not None:
+            _print_playground_link(site, base_url)
         _print_warnings(config.site)
         # uvicorn shuts down gracefully on Ctrl-C and then raises the signal again.
-        with CounterCheckThread(site), contextlib.suppress(KeyboardInterrupt):
+        # The playground's thread runs without an endpoint, too: retention does not depend on it.
+        with CounterCheckThread(site), PlaygroundThread(site), contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(server_config).run(sockets=[listener])
 
 
@@ -82,7 +89,14 @@ def _bind_socket(config: ServeConfig) -> socket.socket:
 
 
 def _serve_settings(config: ServeConfig) -> dict[str, Any]:
-    return {"public_url": config.public_url, "second_factor": config.second_factor}
+    return {
+        "public_url": config.public_url,
+        "second_factor": config.second_factor,
+        "endpoint": config.endpoint,
+        "endpoint_key": os.environ.get(ENDPOINT_KEY_VARIABLE) or None,
+        "endpoint_models": config.endpoint_models,
+        "retention_days": config.retention_days,
+    }
 
 
 def _create_site(options: SiteOptions, config: ServeConfig | None = None) -> Site:
@@ -109,6 +123,24 @@ def _print_setup_link(site: Site, base_url: str) -> None:
         token = accounts.create_owner_setup_token(db, keep_earlier=True)
     if token is not None:
         print(f"set it up once, within {accounts.SETUP_DAYS} days, at {base_url}/invite/{token}", flush=True)
+
+
+def _print_playground_link(site: Site, base_url: str) -> None:
+    """Print the link that admits users, and what is wrong with the endpoint: it may start after the site."""
+    settings = site.settings
+    with site.database.write() as db:
+        link = ensure_playground_link(db)
+    print(f"playground: {base_url}/playground/join/{link.token}", flush=True)
+    try:
+        models = list_models_now(Endpoint(settings.endpoint or "", settings.endpoint_key))
+    except EndpointError as error:
+        print(f"warning: --endpoint {settings.endpoint}: {error}; the playground works once it answers", flush=True)
+        return
+    if missing := [name for name in settings.endpoint_models if name not in models]:
+        print(
+            f"warning: --endpoint-models {', '.join(missing)}: the endpoint has {', '.join(models)}",
+            flush=True,
+        )
 
 
 def _print_warnings(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar
@@ -20,14 +20,23 @@ from instructgpt.label.db import migrate
 from instructgpt.label.errors import SiteError
 
 PRIVATE_FILE_MODE = 0o600
-_PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000", "temp_store=MEMORY")
+# `secure_delete` overwrites what is deleted with zeros, see `Database.purge_deleted`.
+_PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=NORMAL",
+    "foreign_keys=ON",
+    "busy_timeout=10000",
+    "temp_store=MEMORY",
+    "secure_delete=ON",
+)
 _WRITE_OPTION = "writes"  # execution option of a connection
 _RETRYABLE_SQLSTATES = ("40001", "40P01")  # PostgreSQL: serialization failure, deadlock
 _MAX_ATTEMPTS = 5
 _LOCK_TIMEOUT_S, _RETRY_AFTER_S = 10, 2
 _BUSY_SQLSTATES = (*_RETRYABLE_SQLSTATES, "55P03", "53300", "57P03")  # no lock, too many connections, starting up
 # 20 connections are kept and 20 more opened on demand; at most 40 threads answer requests.
-_POOL_OPTIONS: dict[str, Any] = {"pool_size": 20, "max_overflow": 20}
+# Errors name no values: they go to logs, which erasure does not reach.
+_POOL_OPTIONS: dict[str, Any] = {"pool_size": 20, "max_overflow": 20, "hide_parameters": True}
 
 _ResultT = TypeVar("_ResultT")
 
@@ -95,6 +104,19 @@ class Database:
     def is_current(self) -> bool:
         """Return whether the tables have the newest revision of this version of the package."""
         return migrate.get_database_revision(self.engine) == migrate.get_head_revision()
+
+    def purge_deleted(self) -> bool:
+        """Remove deleted and replaced values from the files; return False while another connection keeps them.
+
+        SQLite: the write-ahead log still holds their pages until it is emptied. PostgreSQL: VACUUM removes old rows.
+        """
+        if self.is_sqlite:
+            with self.lock_writers(), closing(self.engine.raw_connection()) as connection:
+                row = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return row is not None and not row[0]
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("VACUUM")
+        return True
 
     @property
     def is_sqlite(self) -> bool:

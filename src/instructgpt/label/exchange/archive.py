@@ -31,7 +31,17 @@ _PeopleMode = Literal["pseudonyms", "whole"]
 _ARCHIVE_VERSION = 1
 _PERSONAL_TABLES = ("login", "challenge", "invite", "api_key", "rate_bucket", "journal")
 """Tables that a `pseudonyms` archive omits."""
-_INITIAL_TABLES = ("invite", "journal", "instructions", "consent_text", "rate_bucket")
+_TOKEN_COLUMNS = {"playground_link": "token", "playground_user": "token_hash", "playground_session": "token_hash"}
+"""Tables that it has without these tokens: the row's id stands in their place."""
+_INITIAL_TABLES = (
+    "invite",
+    "journal",
+    "instructions",
+    "consent_text",
+    "rate_bucket",
+    "playground_consent_text",
+    "playground_link",
+)
 """Tables that have rows in a new site."""
 
 
@@ -62,6 +72,8 @@ def _write_table(db: Session, table: Table, path: Path, people: _PeopleMode) -> 
             if table.name == "person" and people == "pseudonyms":
                 values |= {"name": values["pseudonym"], "name_key": normalize_name(values["pseudonym"]), "email": None}
                 values |= {"password_hash": None, "totp_secret": None, "totp_step": None, "recovery_hashes": []}
+            if table.name in _TOKEN_COLUMNS and people == "pseudonyms":
+                values[_TOKEN_COLUMNS[table.name]] = values["id"]
             stream.write(format_json_line(values).encode("utf-8", "replace"))
             count += 1
         stream.flush()

@@ -14,7 +14,13 @@ from sqlalchemy.orm import Session
 from instructgpt.errors import one_line
 from instructgpt.label.auth import consent
 from instructgpt.label.db import audit_log
-from instructgpt.label.db.models import AuditLogEntry, Instructions, InstructionsRead, Person
+from instructgpt.label.db.models import (
+    AuditLogEntry,
+    Instructions,
+    InstructionsRead,
+    Person,
+    PlaygroundConsentText,
+)
 from instructgpt.label.db.models.people import PURPOSES
 from instructgpt.label.errors import SiteError
 
@@ -179,6 +185,9 @@ def publish_default_texts(db: Session) -> None:
     if consent.get_latest_consent_text(db) is None:
         bodies = {language: _read_text(f"consent.{language}.md") for language in BUNDLED_LANGUAGES}
         consent.add_consent_version(db, bodies, None)
+    if consent.get_latest_consent_text(db, PlaygroundConsentText) is None:
+        bodies = {language: _read_text(f"playground.{language}.md") for language in BUNDLED_LANGUAGES}
+        consent.add_consent_version(db, bodies, None, PlaygroundConsentText)
 
 
 def _load_bundled_text(purpose: str, language: str) -> LocalizedInstructions:

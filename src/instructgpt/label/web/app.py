@@ -17,6 +17,7 @@ from instructgpt.label.auth.csrf import csrf_protect
 from instructgpt.label.auth.headers import SecurityHeaders
 from instructgpt.label.context import Site
 from instructgpt.label.errors import SiteError
+from instructgpt.label.playground.runtime import Playground
 from instructgpt.label.web.api import API_ROUTERS as API
 from instructgpt.label.web.pages import PAGE_ROUTERS as PAGES
 from instructgpt.label.web.public_address import PublicAddress
@@ -41,6 +42,7 @@ class _SiteApplication(FastAPI):
     def __init__(self, site: Site, **options: Any) -> None:
         super().__init__(**options)
         self.state.site = site
+        self.state.playground = Playground(site.settings) if site.settings.endpoint is not None else None
         pages = BusySignIn(TooLargePage(super().__call__))
         self._outer_layer = SecurityHeaders(PublicAddress(pages, site.settings.public_url), site.settings)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Path, Query, Request, Response
 from fastapi.responses import FileResponse
@@ -18,6 +18,8 @@ from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import current_time_ms
 from instructgpt.label.errors import SiteError, format_user_message
 from instructgpt.label.exchange import export_jobs
+from instructgpt.label.playground.runtime import Playground
+from instructgpt.label.playground.users import Visitor, load_visitor
 
 _RowT = TypeVar("_RowT")
 _UUID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
@@ -82,6 +84,48 @@ def set_session_cookie(answer: Response, site: Site, token: str) -> Response:
         path="/",
     )
     return answer
+
+
+_USER_COOKIE, _USER_SESSION_COOKIE = "playground_user", "playground_session"
+_USER_COOKIE_AGE_S = 365 * 86_400
+
+
+def get_playground(request: Request) -> Playground:
+    """Return the site's playground. Raises SiteError 404 for a site without an endpoint."""
+    playground: Playground | None = request.app.state.playground
+    return or_404(playground)
+
+
+def find_visitor(request: Request) -> Visitor | None:
+    """Return the user of the playground behind a request; None for a browser that did not open its link."""
+    get_playground(request)
+    site = get_site(request)
+    user_token = request.cookies.get(playground_cookie_name(site, _USER_COOKIE))
+    session_token = request.cookies.get(playground_cookie_name(site, _USER_SESSION_COOKIE))
+    with site.database.read() as db:
+        return load_visitor(db, user_token, session_token, current_time_ms())
+
+
+def get_visitor(request: Request) -> Visitor:
+    """Return the user of the playground. Raises SiteError 401 for a browser that did not open its link."""
+    visitor = find_visitor(request)
+    if visitor is None:
+        raise SiteError(401, "playground_link")
+    return visitor
+
+
+def playground_cookie_name(site: Site, name: str) -> str:
+    """Return the name of a cookie with the prefix that keeps other hosts from setting it, with HTTPS."""
+    prefix = "" if not site.settings.secure else "__Secure-" if site.settings.base_path else "__Host-"
+    return prefix + name
+
+
+def set_playground_cookies(answer: Response, site: Site, *, user: str | None = None, session: str) -> None:
+    """Set the cookies of a user, kept for a year, and of a session, which ends with the browser."""
+    options: dict[str, Any] = {"secure": site.settings.secure, "httponly": True, "samesite": "lax", "path": "/"}
+    if user is not None:
+        answer.set_cookie(playground_cookie_name(site, _USER_COOKIE), user, max_age=_USER_COOKIE_AGE_S, **options)
+    answer.set_cookie(playground_cookie_name(site, _USER_SESSION_COOKIE), session, **options)
 
 
 def send_export_file(site: Site, principal: Principal, key: str, name: str) -> FileResponse:

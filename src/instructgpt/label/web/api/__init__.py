@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from instructgpt.label.web.api import batches, exports, health, instructions, people, prompts, session, stats, tasks
+from instructgpt.label.web.api import (
+    batches,
+    exports,
+    health,
+    instructions,
+    people,
+    playground,
+    prompts,
+    session,
+    stats,
+    tasks,
+)
 
-_MODULES = (tasks, session, prompts, batches, exports, stats, people, health, instructions)
+_MODULES = (tasks, session, prompts, batches, exports, stats, people, health, instructions, playground)
 API_ROUTERS: tuple[APIRouter, ...] = tuple(module.router for module in _MODULES)

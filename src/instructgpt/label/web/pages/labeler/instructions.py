@@ -211,7 +211,15 @@ def show_consent_editor(request: Request, _: OwnerUser) -> Response:
     with get_site(request).database.read() as db:
         newest = consent.get_latest_consent_text(db)
     bodies = {language: newest.bodies.get(language, "") if newest else "" for language in BUNDLED_LANGUAGES}
-    return render_page(request, "owner/consent_edit.html", bodies=bodies, version=newest.version if newest else 0)
+    return render_page(
+        request,
+        "owner/consent_edit.html",
+        bodies=bodies,
+        version=newest.version if newest else 0,
+        action="/consent/edit",
+        back="/consent",
+        hint="consent.edit_hint",
+    )
 
 
 @router.post("/consent/edit")

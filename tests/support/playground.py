@@ -1,0 +1,48 @@
+"""Users of the playground, in process."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import uuid4
+
+from fastapi.testclient import TestClient
+from support.site import client_of
+
+from instructgpt.label.context import Site
+from instructgpt.label.playground.users import ensure_playground_link
+from instructgpt.label.tasks.instructions import publish_default_texts
+
+
+def open_playground(site: Site) -> TestClient:
+    """A browser that opened the link of the playground."""
+    with site.database.write() as db:
+        publish_default_texts(db)
+        link = ensure_playground_link(db)
+    client = client_of(site)
+    assert client.get(f"/playground/join/{link.token}").status_code == 303
+    return client
+
+
+def agree(client: TestClient, version: int = 1) -> None:
+    assert client.post("/playground/agree", data={"version": version}).status_code == 303
+
+
+def send(client: TestClient, text: str | list[dict[str, str]], **more: Any) -> dict[str, Any]:
+    """Send a message. -> the last event, with the texts of the answers and the request's key."""
+    messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
+    body = {"key": str(uuid4()), "messages": messages, "answers": 2, "max_tokens": 100} | more
+    headers = body.pop("headers", {})
+    with client.stream("POST", "/api/v1/playground/turns", json=body, headers=headers) as answer:
+        assert answer.status_code == 200, answer.read()
+        events = [json.loads(line[5:]) for line in answer.iter_lines() if line.startswith("data:")]
+    texts = [""] * events[0]["answers"]
+    for event in events:
+        if "text" in event:
+            texts[event["answer"]] += event["text"]
+    assert events[-1]["done"]
+    return events[-1] | {"texts": texts, "key": body["key"], "events": events}
+
+
+def feedback(client: TestClient, turn: dict[str, Any], **body: Any) -> Any:
+    return client.post(f"/api/v1/playground/turns/{turn['key']}/feedback", json=body)
