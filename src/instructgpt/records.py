@@ -39,6 +39,7 @@ __all__ = [
     "Prompt",
     "PromptFields",
     "Ranking",
+    "RankingCohort",
     "Record",
     "SkippedLines",
     "format_conversation",
@@ -83,6 +84,8 @@ LABELS = (
 """The yes / no / not-applicable questions asked about each completion (paper, Table 3)."""
 
 Cohort = Literal["training", "heldout"]
+RankingCohort = Literal["training", "heldout", "user"]
+"""Whose rankings: of labelers, or of a model's users, who select themselves and have no screening or instructions."""
 MessageRole = Literal["system", "user", "assistant"]
 MESSAGE_ROLES = ("system", "user", "assistant")
 
@@ -277,7 +280,7 @@ class Ranking(PromptFields):
     completions: tuple[str, ...]
     ranks: tuple[_StrictInteger, ...]
     labeler: Identifier | None = None
-    cohort: Cohort | None = None
+    cohort: RankingCohort | None = None
     source: str | None = None
     models: tuple[str, ...] | None = None
     finish: tuple[Literal["stop", "length"], ...] | None = None

@@ -60,6 +60,45 @@ SEEDS: dict[str, list[dict[str, Any]]] = {
     "shp": [{"history": "p", "human_ref_A": "a", "human_ref_B": "b", "labels": 1}],
     "webgpt": [{"question": {"full_text": "p"}, "answer_0": "a", "answer_1": "b", "score_0": 0.5, "score_1": -0.5}],
     "tldr": [{"info": {"post": "p"}, "summaries": [{"text": "a", "policy": "x"}, {"text": "b"}], "choice": 1}],
+    "open_webui": [
+        {
+            "type": "rating",
+            "user_id": "u",
+            "data": {"rating": 1, "model_id": "m", "sibling_model_ids": ["n"]},
+            "meta": {"message_id": "2"},
+            "snapshot": {
+                "chat": {
+                    "chat": {
+                        "history": {
+                            "messages": {
+                                "1": {"parentId": None, "role": "user", "content": "p"},
+                                "2": {"parentId": "1", "role": "assistant", "content": "a", "model": "m"},
+                                "3": {"parentId": "1", "role": "assistant", "content": "b", "model": "n"},
+                            }
+                        }
+                    }
+                }
+            },
+        }
+    ],
+    "arena": [
+        {
+            "winner": "model_b",
+            "judge": "arena_user_1",
+            "model_a": "x",
+            "model_b": "y",
+            "conversation_a": turns("p", "a"),
+            "conversation_b": turns("p", "b"),
+        },
+        {
+            "type": "bothbad_vote",
+            "models": ["", ""],
+            "states": [
+                {"model_name": name, "messages": [["USER", "p"], ["ASSISTANT", name]], "offset": 0} for name in "xy"
+            ],
+            "ip": "192.0.2.1",
+        },
+    ],
     "few_shot": [
         {"instruction": "i", "examples": [{"prompt": str(i), "completion": "a"} for i in range(3)], "names": ["q", "a"]}
     ],

@@ -106,7 +106,12 @@ def openai_server(**options: Any) -> Iterator[OpenAIServer]:
     """Run the server on a free port."""
     server = OpenAIServer(free_port(), **options)
     config = uvicorn.Config(
-        create_openai_app(server), host="127.0.0.1", port=server.port, log_level="error", lifespan="off", timeout_graceful_shutdown=1
+        create_openai_app(server),
+        host="127.0.0.1",
+        port=server.port,
+        log_level="error",
+        lifespan="off",
+        timeout_graceful_shutdown=1,
     )
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, daemon=True)

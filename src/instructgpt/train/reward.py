@@ -191,7 +191,8 @@ def evaluate_pair_accuracy(reward: ScalarModel, prompts: Sequence[RankedPrompt])
     completion_index, ranking_index, ranks = flatten_ranks(prompts)
     cohorts = [order.cohort for prompt in prompts for order in prompt.labeler_ranks]
     sources = [prompt.source for prompt in prompts for _ in prompt.labeler_ranks]
-    groups = {"": [cohort == "training" for cohort in cohorts], "_heldout": [cohort == "heldout" for cohort in cohorts]}
+    suffixes = {"": "training", "_heldout": "heldout", "_user": "user"}
+    groups = {suffix: [cohort == name for cohort in cohorts] for suffix, name in suffixes.items()}
     if len(set(sources)) > 1:
         groups |= {f"/{name}": [source == name for source in sources] for name in sorted(set(sources))}
     metrics: dict[str, float] = {}

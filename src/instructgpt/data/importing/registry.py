@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from instructgpt.data.drop_report import DropReport, LocatedItem
-from instructgpt.data.importing import demonstrations, rankings
+from instructgpt.data.importing import demonstrations, feedback, rankings
 from instructgpt.data.importing.few_shot import from_few_shot
 from instructgpt.data.importing.fields import DatasetRow, RowContext
 from instructgpt.data.importing.transcripts import parse_transcript
@@ -29,6 +29,8 @@ DatasetFormat = Literal[
     "shp",
     "webgpt",
     "tldr",
+    "open_webui",
+    "arena",
     "few_shot",
     "alpaca",
     "sharegpt",
@@ -196,6 +198,19 @@ IMPORTERS: dict[str, Importer] = {
         "info summaries choice worker",
         lambda r: _has_columns(r, "info", "summaries", "choice"),
         rankings.from_tldr,
+    ),
+    "open_webui": _make_importer(
+        Ranking,
+        "id user_id version type data meta snapshot created_at updated_at user",
+        feedback.is_open_webui,
+        feedback.from_open_webui,
+    ),
+    "arena": _make_importer(
+        Ranking,
+        "type models states ip tstamp winner judge conversation_a conversation_b model_a model_b turn anony"
+        " openai_moderation toxic_chat_tag",
+        feedback.is_arena_vote,
+        feedback.from_arena_vote,
     ),
     "few_shot": _make_importer(
         Demonstration,

@@ -21,7 +21,7 @@ from instructgpt.label.background import CounterCheckThread
 from instructgpt.label.configs import ENDPOINT_KEY_VARIABLE, InitConfig, ServeConfig, SiteOptions
 from instructgpt.label.context import Site
 from instructgpt.label.playground.chores import PlaygroundThread
-from instructgpt.label.playground.endpoint import Endpoint, EndpointError, list_models_now
+from instructgpt.label.playground.endpoint import ModelEndpoint, ModelEndpointError, list_models_now
 from instructgpt.label.playground.users import ensure_playground_link
 from instructgpt.label.site_folder import create_site_folder, is_site_folder, open_site
 from instructgpt.label.tasks import instructions
@@ -132,8 +132,8 @@ def _print_playground_link(site: Site, base_url: str) -> None:
         link = ensure_playground_link(db)
     print(f"playground: {base_url}/playground/join/{link.token}", flush=True)
     try:
-        models = list_models_now(Endpoint(settings.endpoint or "", settings.endpoint_key))
-    except EndpointError as error:
+        models = list_models_now(ModelEndpoint(settings.endpoint or "", settings.endpoint_key))
+    except ModelEndpointError as error:
         print(f"warning: --endpoint {settings.endpoint}: {error}; the playground works once it answers", flush=True)
         return
     if missing := [name for name in settings.endpoint_models if name not in models]:

@@ -68,6 +68,10 @@ class ExternalSubmissionImporter:
         """Return the account with the record's labeler as its pseudonym, or a new one that cannot sign in."""
         extra = record.model_dump()
         name, cohort = str(extra.get("labeler") or "unknown"), extra.get("cohort")
+        if cohort == "user":
+            raise ValueError(
+                "rankings of users are no labelers' work; train on their file beside an export of the site"
+            )
         if name not in self.people:
             pseudonym = f"elsewhere-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:10]}"
             account = self.db.scalars(select(Person).where(Person.pseudonym.in_((name, pseudonym)))).first()

@@ -19,7 +19,7 @@ _MODELS_AGE_S = 30.0
 _MAX_ERROR_LENGTH = 300
 
 
-class EndpointError(RunError):
+class ModelEndpointError(RunError):
     """The endpoint is unreachable, refused the request, or sent no completion.
 
     Only `summary` may be stored or logged: the endpoint's own words can repeat a prompt.
@@ -40,7 +40,7 @@ class Delta:
 
 
 @dataclass
-class Endpoint:
+class ModelEndpoint:
     """An endpoint at `http://HOST[:PORT][/PATH]`, with or without the final `/v1`."""
 
     url: str
@@ -60,13 +60,13 @@ class Endpoint:
         return httpx.AsyncClient(headers=headers, timeout=timeout, trust_env=False)
 
     async def list_models(self) -> tuple[str, ...]:
-        """Return the names of the endpoint's models, at most half a minute old; raise EndpointError."""
+        """Return the names of the endpoint's models, at most half a minute old; raise ModelEndpointError."""
         if time.monotonic() >= self._models_until:
             async with self.client() as client:
                 try:
                     answer = await client.get(f"{self.base_url}/models", timeout=_CONNECT_TIMEOUT_S)
                 except httpx.HTTPError as error:
-                    raise EndpointError(f"the endpoint cannot be reached ({type(error).__name__})") from error
+                    raise ModelEndpointError(f"the endpoint cannot be reached ({type(error).__name__})") from error
             if answer.status_code != httpx.codes.OK:
                 raise _status_error(answer.status_code, answer.content)
             self._models = _parse_models(answer.content)
@@ -76,27 +76,25 @@ class Endpoint:
     async def stream_chat(
         self, client: httpx.AsyncClient, model: str, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, Any]
     ) -> AsyncIterator[Delta]:
-        """Yield the pieces of one chat completion; raise EndpointError."""
+        """Yield the pieces of one chat completion; raise ModelEndpointError."""
         payload = {"model": model, "messages": list(messages), "stream": True, "store": False, **sampling}
         is_finished = False
         try:
             async with client.stream("POST", f"{self.base_url}/chat/completions", json=payload) as answer:
                 if answer.status_code != httpx.codes.OK:
                     raise _status_error(answer.status_code, await answer.aread())
-                async for line in answer.aiter_lines():
-                    delta = parse_stream_line(line)
-                    if delta is not None:
-                        is_finished = is_finished or delta.finish is not None
-                        yield delta
+                async for delta in _iter_deltas(answer):
+                    is_finished = is_finished or delta.finish is not None
+                    yield delta
         except httpx.HTTPError as error:
-            raise EndpointError(f"the endpoint broke off ({type(error).__name__})") from error
+            raise ModelEndpointError(f"the endpoint broke off ({type(error).__name__})") from error
         if not is_finished:
-            raise EndpointError("the endpoint's stream ended without a finish_reason")
+            raise ModelEndpointError("the endpoint's stream ended without a finish_reason")
 
     async def complete_chat(
         self, client: httpx.AsyncClient, model: str, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, Any]
     ) -> Delta:
-        """Return a whole chat completion; raise EndpointError."""
+        """Return a whole chat completion; raise ModelEndpointError."""
         text, last = "", Delta()
         async for delta in self.stream_chat(client, model, messages, sampling):
             text += delta.text
@@ -104,8 +102,15 @@ class Endpoint:
         return Delta(text, last.finish, last.checkpoint)
 
 
-def list_models_now(endpoint: Endpoint) -> tuple[str, ...]:
-    """Return the endpoint's models, outside of an event loop; raise EndpointError."""
+async def _iter_deltas(answer: httpx.Response) -> AsyncIterator[Delta]:
+    async for line in answer.aiter_lines():
+        delta = parse_stream_line(line)
+        if delta is not None:
+            yield delta
+
+
+def list_models_now(endpoint: ModelEndpoint) -> tuple[str, ...]:
+    """Return the endpoint's models, outside of an event loop; raise ModelEndpointError."""
     return asyncio.run(endpoint.list_models())
 
 
@@ -113,7 +118,7 @@ def parse_stream_line(line: str) -> Delta | None:
     """Return what a line of server-sent events adds to the completion; None for comments, usage and the end.
 
     Raises:
-        EndpointError: the line is an error or not a chunk.
+        ModelEndpointError: the line is an error or not a chunk.
     """
     if not line.startswith("data:"):
         return None
@@ -123,32 +128,32 @@ def parse_stream_line(line: str) -> Delta | None:
     try:
         chunk = json.loads(data)
         if chunk.get("error"):
-            raise EndpointError("the endpoint reports an error", _error_message(chunk["error"]))
+            raise ModelEndpointError("the endpoint reports an error", _error_message(chunk["error"]))
         if not chunk.get("choices"):
             return None  # usage
         choice = chunk["choices"][0]
         text = (choice.get("delta") or {}).get("content") or ""
         return Delta(str(text), choice.get("finish_reason"), chunk.get("system_fingerprint"))
     except (ValueError, AttributeError, KeyError, IndexError, TypeError) as error:
-        raise EndpointError("the endpoint sent a line that is no chunk of a completion") from error
+        raise ModelEndpointError("the endpoint sent a line that is no chunk of a completion") from error
 
 
 def _parse_models(content: bytes) -> tuple[str, ...]:
     try:
         names = tuple(str(model["id"]) for model in json.loads(content)["data"])
     except (ValueError, KeyError, TypeError) as error:
-        raise EndpointError("the endpoint's /models is no list of models") from error
+        raise ModelEndpointError("the endpoint's /models is no list of models") from error
     if not names:
-        raise EndpointError("the endpoint has no models")
+        raise ModelEndpointError("the endpoint has no models")
     return names
 
 
-def _status_error(status: int, content: bytes) -> EndpointError:
+def _status_error(status: int, content: bytes) -> ModelEndpointError:
     try:
         message = _error_message(json.loads(content)["error"])
     except (ValueError, KeyError, TypeError):
         message = ""
-    return EndpointError(f"the endpoint answered {status}", message)
+    return ModelEndpointError(f"the endpoint answered {status}", message)
 
 
 def _error_message(error: Any) -> str:

@@ -1,7 +1,7 @@
 """Feedback of users on stored turns: rankings with ties or *all bad*, edits, thumbs, reports.
 
-Only rankings and edits can become training data, and only behind the switch of the export. A thumb is an event. A report
-sends the prompt to the labelers' review.
+Only rankings and edits can become training data, and only behind the switch of the export. A thumb is an event. A
+report sends the prompt to the labelers' review.
 """
 
 from __future__ import annotations
@@ -85,10 +85,12 @@ def _add_feedback(
 ) -> None:
     """Add a row that replaces the user's earlier feedback of this kind on the same answer."""
     turn_id = stored.turn.id
-    same = [PlaygroundFeedback.turn_id == turn_id, PlaygroundFeedback.kind == kind]
-    same.append(
-        PlaygroundFeedback.answer_id.is_(None) if answer_id is None else PlaygroundFeedback.answer_id == answer_id
-    )
+    of_answer = PlaygroundFeedback.answer_id
+    same = [
+        PlaygroundFeedback.turn_id == turn_id,
+        PlaygroundFeedback.kind == kind,
+        of_answer.is_(None) if answer_id is None else of_answer == answer_id,
+    ]
     current = update(PlaygroundFeedback).where(*same, PlaygroundFeedback.replaced_at.is_(None))
     db.execute(current.values(replaced_at=current_time_ms()))
     db.add(PlaygroundFeedback(turn_id=turn_id, answer_id=answer_id, kind=kind, value=value))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from instructgpt.label.context import Settings
 from instructgpt.label.errors import SiteError
-from instructgpt.label.playground.endpoint import Endpoint
+from instructgpt.label.playground.endpoint import ModelEndpoint
 from instructgpt.label.playground.streaming import TurnStream
 
 _MAX_ACTIVE_TURNS, _MAX_ACTIVE_TURNS_PER_USER = 64, 3
@@ -18,12 +18,12 @@ class Playground:
     """The playground of a site that has an endpoint."""
 
     def __init__(self, settings: Settings) -> None:
-        self.endpoint = Endpoint(settings.endpoint or "", settings.endpoint_key)
+        self.endpoint = ModelEndpoint(settings.endpoint or "", settings.endpoint_key)
         self._offered_models = settings.endpoint_models
         self._active: dict[tuple[str, str], TurnStream] = {}
 
     async def list_offered_models(self) -> list[str]:
-        """Return the models that users can get; raise EndpointError."""
+        """Return the models that users can get; raise ModelEndpointError."""
         models = await self.endpoint.list_models()
         return [name for name in models if not self._offered_models or name in self._offered_models] or list(models)
 

@@ -1,20 +1,21 @@
 """Sample the answers to a message side by side and pass them on while they are written.
 
 The events of one turn: `{"answer": position, "text": …}` many times, `{"answer": position, "finish": …}` or
-`{"answer": position, "error": …}` once an answer, and at the end `{"done": true, …}`. Which model writes which answer is
-decided here at random and leaves the server only after the turn was ranked, or with a turn that is not stored.
+`{"answer": position, "error": …}` once an answer, and at the end `{"done": true, …}`. Which model writes which answer
+is decided here at random and leaves the server only after the turn was ranked, or with a turn that is not stored.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from random import SystemRandom
 from typing import Any
 
-from instructgpt.label.playground.endpoint import Delta, Endpoint, EndpointError
+import httpx
+
+from instructgpt.label.playground.endpoint import Delta, ModelEndpoint, ModelEndpointError
 from instructgpt.label.playground.turns import SampledAnswer
 
 _RANDOM = SystemRandom()
@@ -70,59 +71,66 @@ def assign_models(models: Sequence[str], count: int) -> list[str]:
 
 def create_turn_stream(models: Sequence[str], count: int, sampling: dict[str, Any]) -> TurnStream:
     """Prepare the answers, each with its own seed."""
-    return TurnStream(
-        [
-            AnswerStream(model, {**sampling, "seed": _RANDOM.randrange(_MAX_SEED)})
-            for model in assign_models(models, count)
-        ]
-    )
+    seeds = [_RANDOM.randrange(_MAX_SEED) for _ in range(count)]
+    assigned = zip(assign_models(models, count), seeds, strict=True)
+    return TurnStream([AnswerStream(model, {**sampling, "seed": seed}) for model, seed in assigned])
 
 
 async def stream_answers(
-    endpoint: Endpoint, turn: TurnStream, messages: Sequence[dict[str, str]]
+    endpoint: ModelEndpoint, turn: TurnStream, messages: Sequence[dict[str, str]]
 ) -> AsyncIterator[Event | None]:
     """Yield the events of all answers as they come; None when nothing came for a while, to keep proxies awake."""
     queue: asyncio.Queue[Event] = asyncio.Queue()
     async with endpoint.client() as client:
-
-        async def run(position: int, answer: AnswerStream) -> None:
-            try:
-                async for delta in endpoint.stream_chat(client, answer.model, messages, answer.sampling):
-                    answer.add(delta)
-                    if delta.text:
-                        queue.put_nowait({"answer": position, "text": delta.text})
-                queue.put_nowait({"answer": position, "finish": answer.finish})
-            except EndpointError as error:
-                answer.error = str(error)
-                queue.put_nowait({"answer": position, "error": answer.error})
-
-        tasks = [asyncio.create_task(run(position, answer)) for position, answer in enumerate(turn.answers)]
+        tasks = [
+            asyncio.create_task(_run_answer(endpoint, client, position, answer, messages, queue))
+            for position, answer in enumerate(turn.answers)
+        ]
         stop_task = asyncio.create_task(turn.stop_event.wait())
         try:
             running = len(tasks)
-            while running:
-                event_task = asyncio.create_task(queue.get())
-                done, _ = await asyncio.wait(
-                    {event_task, stop_task}, timeout=_PING_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED
-                )
-                if event_task not in done:
-                    event_task.cancel()
-                    if stop_task in done:
-                        break
-                    yield None
-                    continue
-                event = event_task.result()
-                running -= "text" not in event
-                yield event
+            while running and not turn.stop_event.is_set():
+                event = await _next_event(queue, stop_task)
+                running -= event is not None and "text" not in event
+                if event is not None or not turn.stop_event.is_set():
+                    yield event
         finally:
             for task in (*tasks, stop_task):
                 task.cancel()
-            for task in (*tasks, stop_task):
-                with suppress(asyncio.CancelledError):
-                    await task
+            await asyncio.gather(*tasks, stop_task, return_exceptions=True)
     while not queue.empty():
         yield queue.get_nowait()  # what was added to an answer before it stopped is displayed, too
     for position, answer in enumerate(turn.answers):
         if answer.finish is None and answer.error is None:
             answer.finish = STOPPED
             yield {"answer": position, "finish": STOPPED}
+
+
+async def _run_answer(
+    endpoint: ModelEndpoint,
+    client: httpx.AsyncClient,
+    position: int,
+    answer: AnswerStream,
+    messages: Sequence[dict[str, str]],
+    queue: asyncio.Queue[Event],
+) -> None:
+    """Sample one answer into the queue."""
+    try:
+        async for delta in endpoint.stream_chat(client, answer.model, messages, answer.sampling):
+            answer.add(delta)
+            if delta.text:
+                queue.put_nowait({"answer": position, "text": delta.text})
+        queue.put_nowait({"answer": position, "finish": answer.finish})
+    except ModelEndpointError as error:
+        answer.error = str(error)
+        queue.put_nowait({"answer": position, "error": answer.error})
+
+
+async def _next_event(queue: asyncio.Queue[Event], stop_task: asyncio.Task[Any]) -> Event | None:
+    """Return the next event; None after a while, or when the turn is stopped."""
+    event_task = asyncio.create_task(queue.get())
+    await asyncio.wait({event_task, stop_task}, timeout=_PING_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
+    if event_task.done():
+        return event_task.result()
+    event_task.cancel()
+    return None

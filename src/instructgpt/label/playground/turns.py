@@ -112,7 +112,9 @@ def store_turn(
         reason = "retry"
     elif not any(answer.text for answer in answers):
         reason = "no_answer"
-    elif (parent := _find_parent(db, user_id, request.parent_key, messages)) is None and len(_spoken(messages)) > 1:
+    elif (parent := _find_parent(db, user_id, request.parent_key, messages)) is None and len(
+        _without_system(messages)
+    ) > 1:
         reason = "context"
     if reason is not None:
         hygiene.count_not_stored(db, reason, request.started_at)
@@ -151,7 +153,7 @@ def _build_answer(turn: PlaygroundTurn, answer: SampledAnswer) -> PlaygroundAnsw
     )
 
 
-def _spoken(messages: Turns) -> list[Mapping[str, str]]:
+def _without_system(messages: Turns) -> list[Mapping[str, str]]:
     """Return the messages without the system prompt, which each request carries."""
     return [turn for turn in messages if turn["role"] != "system"]
 
@@ -159,10 +161,10 @@ def _spoken(messages: Turns) -> list[Mapping[str, str]]:
 def _find_parent(db: Session, user_id: str, key: str | None, messages: Turns) -> PlaygroundTurn | None:
     """Return the stored turn that a conversation continues with one of its answers; None if there is none."""
     stored = find_turn(db, user_id, key) if key is not None else None
-    earlier = _spoken(messages)[:-1]
+    earlier = _without_system(messages)[:-1]
     if stored is None or not earlier or earlier[-1]["role"] != "assistant":
         return None
-    if [dict(turn) for turn in earlier[:-1]] != [dict(turn) for turn in _spoken(stored.turn.messages)]:
+    if [dict(turn) for turn in earlier[:-1]] != [dict(turn) for turn in _without_system(stored.turn.messages)]:
         return None
     texts = {answer.text for answer in stored.answers}
     edits = select(PlaygroundFeedback.value).where(

@@ -21,7 +21,7 @@ from instructgpt.label.context import Site
 from instructgpt.label.db.models import PlaygroundAnswer, current_time_ms
 from instructgpt.label.errors import SiteError
 from instructgpt.label.playground import erasure, feedback, hygiene
-from instructgpt.label.playground.endpoint import EndpointError
+from instructgpt.label.playground.endpoint import ModelEndpointError
 from instructgpt.label.playground.runtime import Playground
 from instructgpt.label.playground.streaming import MAX_ANSWERS, Event, TurnStream, create_turn_stream, stream_answers
 from instructgpt.label.playground.turns import StoredTurn, TurnRequest, find_turn, store_turn
@@ -41,7 +41,7 @@ _ResultT = TypeVar("_ResultT")
 _EVENT_HEADERS = {"X-Accel-Buffering": "no"}  # nginx would hold the events back
 
 
-class MessageRequest(RequestModel):
+class PlaygroundMessage(RequestModel):
     """A message with the conversation before it. `key` is new for each message and the same for a retry."""
 
     key: _KeyText
@@ -119,7 +119,7 @@ class ErasedOut(BaseModel):
 
 
 @router.post("/turns", response_class=StreamingResponse)
-async def send_message(request: Request, _: AnyUser, body: MessageRequest) -> StreamingResponse:
+async def send_message(request: Request, _: AnyUser, body: PlaygroundMessage) -> StreamingResponse:
     """Sample the answers to a message and stream them as server-sent events; store them if the user agreed."""
     site, playground = get_site(request), get_playground(request)
     messages = body.turns
@@ -130,7 +130,7 @@ async def send_message(request: Request, _: AnyUser, body: MessageRequest) -> St
         return _stream(_replay(stored))
     try:
         models = await playground.list_offered_models()
-    except EndpointError as error:
+    except ModelEndpointError as error:
         raise SiteError(502, "endpoint_failed", reason=str(error)) from error
     sampling = body.model_dump(include={"temperature", "top_p", "max_tokens"})
     turn_request = TurnRequest(
@@ -248,7 +248,7 @@ def send_feedback(request: Request, _: AnyUser, key: TurnKey, body: FeedbackRequ
 
 
 @router.get("/data")
-def download_own_data(request: Request, _: AnyUser) -> JSONResponse:
+def download_playground_data(request: Request, _: AnyUser) -> JSONResponse:
     """Return everything that is stored of the user, as a file."""
     visitor = get_visitor(request)
     with get_site(request).database.read() as db:

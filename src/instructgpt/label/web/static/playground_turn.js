@@ -71,11 +71,11 @@ function drawAnswerControls(turn, answer, position, actions) {
     row.append(createElement("button", { type: "button", class: "button small", "aria-pressed": `${isChosen}`, onclick: () => actions.choose(turn, position) }, t("playground.continue")));
   }
   if (turn.stored) {
-    for (const [up, sign, name] of [[true, "👍", "playground.good"], [false, "👎", "playground.bad"]]) {
+    for (const [up, name] of [[true, "playground.good"], [false, "playground.bad"]]) {
       row.append(createElement("button", {
         type: "button", class: "button quiet small", "aria-label": `${t(name)}, ${letter}`, title: t("playground.thumb_hint"),
         "aria-pressed": `${answer.up === up}`, onclick: () => actions.thumb(turn, position, up),
-      }, sign));
+      }, t(name)));
     }
     row.append(createElement("button", { type: "button", class: "button quiet small", "aria-label": `${t("playground.edit")}, ${letter}`, onclick: () => openEditor(turn, answer, position, actions) }, t("playground.edit")));
   }
