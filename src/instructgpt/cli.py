@@ -28,7 +28,7 @@ from instructgpt.errors import InputError, RunError, is_out_of_memory, one_line
 from instructgpt.flags import CommandParser, add_flags, build_parser
 from instructgpt.option_names import FOREIGN_COMMANDS
 
-_DISTRIBUTED_COMMANDS = ("pretrain", "sft", "reward", "ppo")
+_DISTRIBUTED_COMMANDS = ("pretrain", "sft", "reward", "ppo", "dpo")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

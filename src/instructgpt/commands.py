@@ -65,6 +65,7 @@ COMMANDS = (
         "baselines.best_of_n",
         "write the best of N scored completions as demonstrations (rejection sampling)",
     ),
+    Command("dpo", "train.DPOConfig", "baselines.dpo", "train a policy on rankings by direct preference optimization"),
     Command(
         "report",
         "run.ReportConfig",

@@ -23,7 +23,7 @@ OPTION_GROUPS = {
     "filters and splits": """split prefix cap group salt personal detectors max_characters use_cases since until use
         people""",
     "architecture": "vocabulary width layers heads context window",
-    "optimization": """tokens epochs batch lr value_lr warmup weight_decay dropout learn l2 keep ema folds adam_eps
+    "optimization": """optimizer muon_lr beta loss tokens epochs batch lr value_lr warmup weight_decay dropout learn l2 keep ema folds adam_eps
         max_grad_norm""",
     "PPO": "episodes minibatch kl_coef clip value_clip lam eos_penalty score_normalization score_clip",
     "alarms": "kl_alarm min_entropy parity_tolerance parity_rms_tolerance",

@@ -99,6 +99,36 @@ def pair_accuracy(scores: Tensor, prompt_index: Tensor, ranks: Tensor) -> Tensor
     return ((scores[better] - scores[worse]).sign() + 1) / 2
 
 
+# --- DPO (Rafailov et al. 2023) ----------------------------------------------------------------------------------
+
+
+def dpo_scores(logp: Tensor, ref_logp: Tensor, beta: float) -> Tensor:
+    """Return the scores that a policy implies, up to a constant of the prompt: beta log(pi(y|x) / pi_ref(y|x)).
+
+    logp, ref_logp (N,), of completions. Equation 1 on these scores is DPO's loss (equation 7 there) for K
+    completions.
+    """
+    return beta * (logp - ref_logp)
+
+
+def plackett_luce_losses(scores: Tensor, prompt_index: Tensor, ranks: Tensor) -> Tensor:
+    """Return minus the log-probability of each ranking, as if completions were drawn one by one, best first.
+
+    scores, prompt_index, ranks (N,) -> (G,), in the order of the indices; K = 2 is equation 1:
+
+        loss_g = sum over i = 1..K-1 of  log(sum over j >= i of exp score_j) - score_i
+
+    Completions that tie are drawn from the same set (Breslow 1974); the worst are not drawn.
+    """
+    same_prompt = prompt_index[:, None] == prompt_index  # (N, N)
+    remaining = same_prompt & (ranks >= ranks[:, None])  # (N, N): what is left when completion i is drawn
+    log_sums = scores.expand(len(scores), -1).masked_fill(~remaining, -math.inf).logsumexp(-1)
+    is_last = ~(same_prompt & (ranks > ranks[:, None])).any(-1)
+    groups, group = torch.unique(prompt_index, return_inverse=True)
+    losses: Tensor = scores.new_zeros(len(groups)).index_add(0, group, (log_sums - scores).masked_fill(is_last, 0))
+    return losses
+
+
 # --- best of n (rejection sampling) ------------------------------------------------------------------------------
 
 

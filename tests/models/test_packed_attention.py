@@ -18,7 +18,7 @@ from instructgpt.models import last_layer_subset, packed_attention
 from instructgpt.models.packed_attention import PACKED_ATTENTION, hidden_states, use_packed_attention
 from instructgpt.models.policy import load_policy, save_policy
 from instructgpt.models.reward_model import load_reward_model
-from instructgpt.train import reward as stage
+from instructgpt.train import rankings
 from instructgpt.train.reward import ranking_backward
 
 MORE_FAMILIES = (*FAMILIES, "qwen3")
@@ -248,7 +248,7 @@ def test_k_wise_loss_and_gradients_equal_those_of_separate_sequences(
     ranked = make_ranked_prompts()
     loss, right = ranking_backward(reward, ranked)
     found = gradients(reward.model)
-    parts = in_two_processes(stage, lambda: ranking_backward(reward, ranked)[0])
+    parts = in_two_processes(rankings, lambda: ranking_backward(reward, ranked)[0])
     assert sum(parts) == pytest.approx(loss, abs=1e-6)
     assert_same_tensors(gradients(reward.model), found)
 

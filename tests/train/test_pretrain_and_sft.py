@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+import torch.distributed as dist
 import transformers
 from conftest import CORPUS, CPU, DEMONSTRATIONS, TEXT, assert_same_tensors, weights_of
 
@@ -17,11 +18,12 @@ from instructgpt.data.pretraining_text import build_corpus
 from instructgpt.errors import InputError, RunError
 from instructgpt.models.policy import load_policy
 from instructgpt.models.reward_model import load_reward_model
+from instructgpt.models.sharding import shard
 from instructgpt.records import Prompt
 from instructgpt.sampling.completions import generate
 from instructgpt.train import optim, pretrain, sft
 from instructgpt.train.configs import PretrainConfig, SFTConfig
-from instructgpt.train.optim import build_optimizer, lm_loss, optimizer_step
+from instructgpt.train.optim import build_muon, build_optimizer, lm_loss, optimizer_step
 
 EXAMPLES = [
     TokenizedExample([5, 9, 70], [40, 41, 0]),
@@ -149,6 +151,40 @@ def test_weight_decay_acts_on_matrices_only(policy):
     assert {name for name, p in model.named_parameters() if not decays[id(p)]} == {
         name for name, _ in model.named_parameters() if "norm" in name
     }
+
+
+def test_muon_moves_layer_matrices_by_the_nearest_orthogonal_matrix(policy):
+    """The first step of a matrix is lr sqrt(max(1, rows / columns)) U V^T, with G = U S V^T by SVD."""
+    model, _ = policy
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    lm_loss(model, EXAMPLES)
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    optimizers = build_muon(model, lr_ratio=4.0)
+    optimizer_step(list(optimizers.values()), 1e-2, max_norm=0)
+    for name, parameter in model.named_parameters():
+        step = before[name] - parameter.detach()
+        if parameter.ndim == 2 and ".layers." in name:
+            u, s, v = torch.linalg.svd(gradients[name], full_matrices=False)
+            scale = 0.04 * max(1, parameter.shape[0] / parameter.shape[1]) ** 0.5
+            aligned = (u.T @ step @ v.T) / scale  # Newton-Schulz maps singular values into about 0.7 to 1.2
+            large = s > 1e-2 * s[0]
+            assert aligned.diagonal()[large].min() > 0.6
+            assert aligned.diagonal()[large].max() < 1.3
+            assert (aligned - aligned.diagonal().diag())[large][:, large].abs().max() < 0.1
+        else:  # the first step of Adam is the sign of the gradient
+            moved = gradients[name].abs() > 1e-6
+            assert torch.allclose(step[moved], 1e-2 * gradients[name][moved].sign(), rtol=2e-2)
+
+
+def test_muon_refuses_sharded_model(policy):
+    model, _ = policy
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        shard(model, memory=("offload",))
+        with pytest.raises(InputError, match="--optimizer muon needs whole matrices"):
+            build_muon(model, lr_ratio=1.0)
+    finally:
+        dist.destroy_process_group()
 
 
 # --- pretraining ---------------------------------------------------------------------------------------------------

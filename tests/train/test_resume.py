@@ -49,11 +49,11 @@ def outcome(folder, rows_of):
     return files | {"run.json": record}
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_resumed_run_equals_uninterrupted_run(stage, name, monkeypatch, rows_of):
-    main, config = stage(name, "whole")
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in STAGES), ("pretrain", {"optimizer": "muon"})])
+def test_resumed_run_equals_uninterrupted_run(stage, name, options, monkeypatch, rows_of):
+    main, config = stage(name, "whole", **options)
     whole = outcome(main(config), rows_of)
-    main, config = stage(name, "stopped")
+    main, config = stage(name, "stopped", **options)
     for steps in (2, 4):  # in the middle of an epoch, and again later
         stop_at_step(steps, main, config, monkeypatch)
         kept = sorted(folder.name for folder in (config.out / "checkpoints").iterdir())

@@ -16,6 +16,7 @@ from instructgpt.data.rankings import RankedPrompt, tokenize_rankings
 from instructgpt.errors import InputError, RunError
 from instructgpt.models.reward_model import load_reward_model, new_reward_model
 from instructgpt.records import Ranking
+from instructgpt.train import rankings
 from instructgpt.train import reward as stage
 from instructgpt.train.configs import RewardConfig
 from instructgpt.train.reward import evaluate_pair_accuracy, ranking_backward
@@ -81,7 +82,7 @@ def test_gradients_are_microbatch_and_rank_invariant(reward, prompts, gradients,
         monkeypatch.setitem(packing.MICROBATCH_TOKENS, "cpu", budget)
         assert ranking_backward(reward, prompts) == pytest.approx((loss, right), abs=1e-6)
         assert_same_tensors(gradients(reward.model), whole)
-    parts = in_two_processes(stage, lambda: ranking_backward(reward, prompts)[0])
+    parts = in_two_processes(rankings, lambda: ranking_backward(reward, prompts)[0])
     assert sum(parts) == pytest.approx(loss, abs=1e-6)
     assert_same_tensors(gradients(reward.model), whole)
 

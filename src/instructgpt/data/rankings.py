@@ -32,6 +32,8 @@ class RankedPrompt:
     examples: list[TokenizedExample]
     labeler_ranks: tuple[LabelerRanks, ...]
     source: str
+    reference_logp: tuple[float, ...] = ()
+    """Log-probability of each completion under DPO's frozen reference, in nats."""
 
     def filter(self, predicate: Callable[[LabelerRanks], bool]) -> RankedPrompt | None:
         """Return the prompt with the matching ranks only, or None if none match."""

@@ -10,6 +10,7 @@ _STAGE_DESCRIPTIONS = {
     "pretrain": "a base language model, trained from scratch",
     "sft": "a policy fine-tuned on demonstrations (InstructGPT, section 3.5)",
     "reward": "a reward model trained on K-wise rankings (InstructGPT, section 3.5)",
+    "dpo": "a policy trained on K-wise rankings by direct preference optimization (Rafailov et al. 2023)",
     "ppo": "a policy trained with PPO against a reward model (InstructGPT, equation 2)",
 }
 _TEMPLATE = """---

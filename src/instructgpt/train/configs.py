@@ -35,6 +35,10 @@ class PretrainConfig(StageConfig):
     tokens: int = Field(3_000_000, ge=1, description="training tokens in the whole run")
     batch: int = Field(16, ge=1, description="rows per optimizer step")
     lr: float = Field(3e-3, gt=0, description="peak learning rate")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: Muon for matrices of layers, AdamW for the rest"
+    )
+    muon_lr: float = Field(0.02, gt=0, description="peak learning rate of Muon's matrices")
     warmup: float = Field(0.05, ge=0, le=1, description="learning-rate warm-up, as a share of all steps")
     weight_decay: float = Field(0.1, ge=0, description="weight decay of matrices")
     keep: Literal["best", "last"] = Field("last", description="saved step: the last, or the best on validation data")
@@ -49,6 +53,8 @@ class PretrainConfig(StageConfig):
             yield f"--window {self.window} is longer than --context {self.context}"
         if self.width % (2 * self.heads):
             yield f"--width {self.width} is not a multiple of twice --heads {self.heads}"
+        if "muon_lr" in self.model_fields_set and self.optimizer != "muon":
+            yield "--muon-lr has no effect without --optimizer muon"
 
     @property
     def steps(self) -> int:
@@ -110,6 +116,28 @@ class RewardConfig(StageConfig):
     def ineffective_options(self) -> Iterator[str]:
         if self.folds == 1:
             yield "--folds 1 leaves nothing to train on; use at least 2"
+
+
+class DPOConfig(StageConfig):
+    """DPO. The size of a batch is the reward model's; beta, learning rate and warm-up are those of DPO's authors."""
+
+    stage: ClassVar[str] = "dpo"
+
+    policy: str = Field(description="initial policy and frozen reference: an SFT model")
+    data: tuple[Path, ...] = Field(description="rankings; those of held-out labelers only validate")
+    validation: tuple[Path, ...] = Field((), description="validation rankings; default: a tenth of the prompts")
+    beta: float = Field(0.1, gt=0, description="beta of DPO: how strongly the policy is held to its reference")
+    loss: Literal["pairs", "plackett-luce"] = Field(
+        "pairs", description="loss of a ranking: the mean over its decided pairs (equation 1), or Plackett-Luce"
+    )
+    epochs: int = Field(1, ge=1, description="passes over the rankings")
+    batch: int = Field(64, ge=1, description="prompts per optimizer step")
+    lr: float = Field(1e-6, gt=0, description="peak learning rate; cosine to a tenth")
+    warmup: float = Field(0.1, ge=0, le=1, description="learning-rate warm-up, as a share of all steps")
+    keep: Literal["best", "last"] = Field("last", description="saved step: the last, or the best on validation data")
+    skip_bad: bool = Field(False, description="skip and count bad lines")
+    processes: int = Field(1, ge=1, description="ranks to start on this machine; torchrun starts its own")
+    patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds without an answer before a rank counts as dead")
 
 
 class PPOConfig(StageConfig):

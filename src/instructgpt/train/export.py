@@ -33,14 +33,14 @@ from instructgpt.run.directory import RunDirectory, console, read_run_record
 from instructgpt.run.lineage import content_hash, is_unchanged
 from instructgpt.run.model_card import format_model_card
 from instructgpt.train import pretrain, reward
-from instructgpt.train.configs import ExportConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from instructgpt.train.configs import DPOConfig, ExportConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from instructgpt.train.startup import save_and_verify_policy
 
 _CPU = torch.device("cpu")
 _STAGE_CONFIGS: dict[str, type[StageConfig]] = {
-    config.stage: config for config in (PretrainConfig, SFTConfig, RewardConfig, PPOConfig)
+    config.stage: config for config in (PretrainConfig, SFTConfig, RewardConfig, DPOConfig, PPOConfig)
 }
-_BASE_OPTIONS = {"sft": "base", "reward": "base", "ppo": "policy"}
+_BASE_OPTIONS = {"sft": "base", "reward": "base", "dpo": "policy", "ppo": "policy"}
 """The option that names the model which a stage's trained weights belong to; also its name among the parents."""
 
 
@@ -206,7 +206,7 @@ def _read_centering_examples(reward_model: ScalarModel, stage_config: RewardConf
     return examples
 
 
-_MODEL_LOADERS = dict.fromkeys(("pretrain", "sft", "ppo"), _load_policy) | {"reward": _load_reward_model}
+_MODEL_LOADERS = dict.fromkeys(("pretrain", "sft", "dpo", "ppo"), _load_policy) | {"reward": _load_reward_model}
 
 
 def _load_weights(model: Any, weights: dict[str, Any], config: StageConfig) -> Any:

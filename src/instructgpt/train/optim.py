@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -58,10 +58,18 @@ def report_models(run: RunDirectory, **models: Any) -> None:
 
 
 def build_optimizer(
-    model: nn.Module, *, weight_decay: float = 0.0, eps: float = 1e-8, memory: Collection[str] = ()
+    model: nn.Module,
+    *,
+    weight_decay: float = 0.0,
+    eps: float = 1e-8,
+    memory: Collection[str] = (),
+    excluded: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """Build AdamW with the paper's betas on the trainable parameters; weight decay acts on matrices only."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """Build AdamW with the paper's betas on the trainable parameters but those `excluded`; weight decay acts on
+    matrices only.
+    """
+    other_ids = set(map(id, excluded))
+    trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in other_ids]
     matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
     vectors = [parameter for parameter in trainable if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -71,6 +79,29 @@ def build_optimizer(
         optimizer: torch.optim.Optimizer = _load_adam8bit()(groups, lr=0.0, betas=ADAM_BETAS, eps=eps)
         return optimizer
     return torch.optim.AdamW(groups, lr=0.0, betas=ADAM_BETAS, eps=eps, fused=True)
+
+
+def build_muon(
+    model: Any, *, lr_ratio: float, weight_decay: float = 0.0, memory: Collection[str] = ()
+) -> dict[str, torch.optim.Optimizer]:
+    """Build Muon (Jordan et al. 2024) for the matrices of the layers, and AdamW for all other parameters.
+
+    Muon orthogonalizes the momentum of each matrix, so every rank must hold whole matrices.
+
+    Args:
+        model: a causal model with `model.layers`.
+        lr_ratio: learning rate of Muon divided by AdamW's.
+        weight_decay: decay of the matrices, relative to each optimizer's learning rate.
+        memory: memory savings; Muon knows none of Adam's.
+
+    Raises:
+        InputError: the model is sharded.
+    """
+    matrices = [parameter for parameter in model.get_decoder().layers.parameters() if parameter.ndim == 2]
+    if any(isinstance(parameter, DTensor) for parameter in matrices):
+        raise InputError("--optimizer muon needs whole matrices, and this model is sharded; use adamw")
+    muon = torch.optim.Muon([{"params": matrices, "lr_ratio": lr_ratio}], lr=0.0, weight_decay=weight_decay)
+    return {"adam": build_optimizer(model, weight_decay=weight_decay, memory=memory, excluded=matrices), "muon": muon}
 
 
 def _load_adam8bit() -> Any:
@@ -84,12 +115,17 @@ def _load_adam8bit() -> Any:
     return AdamW8bit
 
 
-def optimizer_step(optimizer: torch.optim.Optimizer, lr: float, max_norm: float = 1.0) -> float:
+def optimizer_step(
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer], lr: float, max_norm: float = 1.0
+) -> float:
     """Clip the accumulated gradients, step, and return the norm before clipping. Raise RunError if it is not finite.
 
-    A `max_norm` of 0 clips nothing.
+    Several optimizers share one norm. A group's `lr_ratio` multiplies the learning rate. A `max_norm` of 0 clips
+    nothing.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    parameters = [p for group in groups for p in group["params"] if p.requires_grad]
     with PHASE_TIMER("optimizer"):
         all_reduce_replicated_grads(parameters)
         total_norm = nn.utils.clip_grad_norm_(parameters, max_norm or float("inf"))
@@ -97,10 +133,11 @@ def optimizer_step(optimizer: torch.optim.Optimizer, lr: float, max_norm: float 
         if not norm < float("inf"):  # also true for NaN
             cause = f"the learning rate ({lr:.2g}) is likely too high, or the data contains a degenerate row"
             raise RunError(f"the gradient norm is {norm}: {cause}")
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for group in groups:
+            group["lr"] = lr * group.get("lr_ratio", 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
     return norm
 
 

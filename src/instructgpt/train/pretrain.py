@@ -26,6 +26,7 @@ from instructgpt.train.alarms import LossAlarm
 from instructgpt.train.configs import PretrainConfig
 from instructgpt.train.optim import (
     BestCheckpoint,
+    build_muon,
     build_optimizer,
     get_stage_device,
     get_training_state,
@@ -66,9 +67,7 @@ def train(config: PretrainConfig) -> None:
     use_packed_attention(model)
     apply_memory_options(model, config.memory)
     shard(model, memory=config.memory)
-    optimizer = build_optimizer(model, weight_decay=config.weight_decay, memory=config.memory)
-
-    models, optimizers = {"model": model}, {"adam": optimizer}
+    models, optimizers = {"model": model}, build_optimizers(config, model)
     state = run.restore()
     if state:
         load_training_state(state, models, optimizers)
@@ -82,7 +81,8 @@ def train(config: PretrainConfig) -> None:
         loss = lm_loss(model, corpus.examples(step * config.batch, config.batch), seed=step)
         loss_alarm.check(loss, is_last=step + 1 == config.steps)
         lr = config.lr * functional.cosine_decay(step, config.steps, 0.05, round(config.warmup * config.steps))
-        metrics = {"loss/train": loss, "lr": lr, "gradient_norm": optimizer_step(optimizer, lr, config.max_grad_norm)}
+        norm = optimizer_step(list(optimizers.values()), lr, config.max_grad_norm)
+        metrics = {"loss/train": loss, "lr": lr, "gradient_norm": norm}
         metrics["tokens"] = (step + 1) * config.batch * window
         if (step + 1) % VALIDATION_INTERVAL == 0 or step + 1 == config.steps:
             metrics["loss/validation"] = compute_validation_loss(model, validation)
@@ -107,6 +107,13 @@ def train(config: PretrainConfig) -> None:
 def read_texts(config: PretrainConfig, skipped: SkippedLines) -> tuple[list[str], list[str]]:
     """Return the documents to train on, and those held out for validation."""
     return hold_out_documents(list(iter_documents(config.corpus, skipped)), _VALIDATION_SHARE)
+
+
+def build_optimizers(config: PretrainConfig, model: Any) -> dict[str, torch.optim.Optimizer]:
+    decay, memory = config.weight_decay, config.memory
+    if config.optimizer == "muon":
+        return build_muon(model, lr_ratio=config.muon_lr / config.lr, weight_decay=decay, memory=memory)
+    return {"adam": build_optimizer(model, weight_decay=decay, memory=memory)}
 
 
 def load_or_train_tokenizer(config: PretrainConfig, texts: list[str]) -> PromptTokenizer:

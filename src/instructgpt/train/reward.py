@@ -18,25 +18,14 @@ import torch
 from rich.markup import escape
 
 from instructgpt import functional
-from instructgpt.data.packing import TokenizedExample, collate, step_indices, steps_per_epoch, token_budget
+from instructgpt.data.packing import TokenizedExample, step_indices, steps_per_epoch
 from instructgpt.data.rankings import (
     LabelerRanks,
     RankedPrompt,
     balanced_labeler_folds,
     count_ranking_tokens,
-    flatten_ranks,
-    prompt_microbatches,
-    tokenize_rankings,
 )
-from instructgpt.data.splits import is_heldout
 from instructgpt.data.tokenization import tokenize_demonstrations
-from instructgpt.distributed.comm import (
-    all_reduce_sum,
-    get_model_dist_info,
-    nonfinite_ranks_suffix,
-    pad_steps,
-    shard_by_length,
-)
 from instructgpt.distributed.launch import launch
 from instructgpt.errors import InputError, RunError
 from instructgpt.models.classifier import is_one_label_classifier
@@ -47,7 +36,7 @@ from instructgpt.models.precision import apply_memory_options, compute_device, d
 from instructgpt.models.rank0 import load_on_rank0
 from instructgpt.models.reward_model import ScalarModel, load_reward_model, new_reward_model, save_reward_model
 from instructgpt.models.sharding import full_model_on_rank0, shard
-from instructgpt.records import Demonstration, Ranking, SkippedLines, read_all_records, write_text_atomic
+from instructgpt.records import Demonstration, SkippedLines, read_all_records, write_text_atomic
 from instructgpt.run.directory import RunDirectory
 from instructgpt.run.lineage import named_inputs
 from instructgpt.run.timing import PHASE_TIMER
@@ -61,6 +50,7 @@ from instructgpt.train.optim import (
     optimizer_step,
     report_models,
 )
+from instructgpt.train.rankings import backward_ranking_losses, load_rankings, measure_pair_accuracy
 from instructgpt.train.startup import announce_tokenizer, try_saving
 
 _VALIDATIONS_PER_RUN = 5
@@ -156,29 +146,10 @@ def train_loop(
 
 
 def ranking_backward(reward: ScalarModel, prompts: Sequence[RankedPrompt]) -> tuple[float, float]:
-    """Accumulate the gradient of the mean ranking loss over a batch of prompts; return the loss and pair accuracy."""
-    device, dist_info = compute_device(reward.model), get_model_dist_info(reward.model)
-    rank_stats = torch.zeros(3, device=device)  # mean loss, right pairs, pairs
-    lengths = [count_ranking_tokens([prompt]) for prompt in prompts]
-    rank_prompts = [prompts[row] for row in shard_by_length(lengths, dist_info)]
-    for group in pad_steps(prompt_microbatches(rank_prompts, token_budget(device)), dist_info):
-        batch = collate([example for prompt in group for example in prompt.examples], device)
-        with PHASE_TIMER("forward", len(batch.input_ids)):
-            scores = reward.sequence_scores(batch)
-        completion_index, ranking_index, ranks = flatten_ranks(group, device)
-        # Every prompt weighs the same, however many labelers ranked it.
-        weights = [1 / len(prompt.labeler_ranks) for prompt in group for _ in prompt.labeler_ranks]
-        weight = torch.tensor(weights, device=device)
-        loss = (functional.ranking_losses(scores[completion_index], ranking_index, ranks) * weight).sum() / len(prompts)
-        with PHASE_TIMER("backward", len(batch.input_ids)):
-            loss.backward()  # type: ignore[no-untyped-call]
-        correct = functional.pair_accuracy(scores.detach()[completion_index], ranking_index, ranks)
-        rank_stats += torch.stack([loss.detach(), correct.sum(), torch.ones_like(correct).sum()])
-    mean_loss, right_pairs, pairs = all_reduce_sum(rank_stats.clone(), dist_info).tolist()
-    if not mean_loss < float("inf"):
-        cause = "the learning rate is likely too high, or the initial weights are damaged"
-        raise RunError(f"the ranking loss is {mean_loss}{nonfinite_ranks_suffix(rank_stats, dist_info)}: {cause}")
-    return mean_loss, right_pairs / pairs
+    """Accumulate the gradient of equation 1 over a batch of prompts; return the loss and pair accuracy."""
+    return backward_ranking_losses(
+        reward.model, prompts, lambda batch, _: reward.sequence_scores(batch), functional.ranking_losses
+    )
 
 
 @torch.no_grad()
@@ -186,27 +157,7 @@ def evaluate_pair_accuracy(reward: ScalarModel, prompts: Sequence[RankedPrompt])
     """Return pair accuracy, ranking loss and the accuracy of "the longer completion wins", by cohort and by source."""
     examples = [example for prompt in prompts for example in prompt.examples]
     with PHASE_TIMER("validation", sum(map(len, examples))):
-        scores = reward.score(examples)
-    lengths = torch.tensor([float(len(example.completion_ids)) for prompt in prompts for example in prompt.examples])
-    completion_index, ranking_index, ranks = flatten_ranks(prompts)
-    cohorts = [order.cohort for prompt in prompts for order in prompt.labeler_ranks]
-    sources = [prompt.source for prompt in prompts for _ in prompt.labeler_ranks]
-    suffixes = {"": "training", "_heldout": "heldout", "_user": "user"}
-    groups = {suffix: [cohort == name for cohort in cohorts] for suffix, name in suffixes.items()}
-    if len(set(sources)) > 1:
-        groups |= {f"/{name}": [source == name for source in sources] for name in sorted(set(sources))}
-    metrics: dict[str, float] = {}
-    for suffix, selected in groups.items():
-        rows = torch.tensor(selected)[ranking_index]
-        if rows.any():
-            index, group = completion_index[rows], (ranking_index[rows], ranks[rows])
-            means = {
-                "accuracy": functional.pair_accuracy(scores[index], *group).mean(),
-                "length_baseline": functional.pair_accuracy(lengths[index], *group).mean(),
-                "loss": functional.ranking_losses(scores[index], *group).mean(),
-            }
-            metrics |= {f"validation/{name}{suffix}": float(mean) for name, mean in means.items()}
-    return metrics
+        return measure_pair_accuracy(reward.score(examples), prompts)
 
 
 def load_data(
@@ -214,31 +165,10 @@ def load_data(
 ) -> tuple[list[RankedPrompt], list[RankedPrompt], list[TokenizedExample]]:
     """Return training prompts, validation prompts, and the examples whose average score becomes 0."""
     skipped = SkippedLines(config.skip_bad)
-    check = reward.tokenizer.check_prompt
-    demonstrations = read_all_records(Demonstration, config.demonstrations, skipped, check)
-    rankings = read_all_records(Ranking, config.data, skipped, check)
-    validation_rankings = (
-        read_all_records(Ranking, config.validation, skipped, check)
-        if config.validation
-        else [r for r in rankings if is_heldout(r.prompt)]
-    )
-    validation_prompts = {ranking.prompt for ranking in validation_rankings}
-    remaining = [ranking for ranking in rankings if ranking.prompt not in validation_prompts]
-    training_rankings = [ranking for ranking in remaining if ranking.cohort != "heldout"]
-    context = reward.context
-    training, left_out = tokenize_rankings(training_rankings, reward.tokenizer, context)
-    validation, validation_left_out = tokenize_rankings(validation_rankings, reward.tokenizer, context)
-    if not training or not validation:
-        counts = f"{len(training)} prompts with a decided pair to train on, {len(validation)} to validate on"
-        raise InputError(f"{counts}; add rankings, or give --validation")
-    left_out = {name: left_out[name] + validation_left_out[name] for name in left_out} | {
-        "rankings of training prompts by held-out labelers": len(remaining) - len(training_rankings),
-        "bad lines": len(skipped.reasons),
-    }
-    run.summary["left_out"] = left_out
-    run.info(f"rankings of {len(training)} prompts, of {len(validation)} for validation; left out: {left_out}")
+    demonstrations = read_all_records(Demonstration, config.demonstrations, skipped, reward.tokenizer.check_prompt)
+    training, validation = load_rankings(config, reward.tokenizer, reward.context, run, skipped)
     if demonstrations:
-        return training, validation, tokenize_demonstrations(demonstrations, reward.tokenizer, context)[0]
+        return training, validation, tokenize_demonstrations(demonstrations, reward.tokenizer, reward.context)[0]
     return training, validation, [example for prompt in training for example in top_ranked_examples(prompt)]
 
 
