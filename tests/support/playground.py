@@ -9,15 +9,17 @@ from uuid import uuid4
 from fastapi.testclient import TestClient
 from support.site import client_of
 
+from instructgpt.label.auth.consent import add_consent_version, get_latest_consent_text
 from instructgpt.label.context import Site
+from instructgpt.label.db.models import PlaygroundConsentText
 from instructgpt.label.playground.users import ensure_playground_link
-from instructgpt.label.tasks.instructions import publish_default_texts
 
 
 def open_playground(site: Site) -> TestClient:
     """A browser that opened the link of the playground."""
     with site.database.write() as db:
-        publish_default_texts(db)
+        if get_latest_consent_text(db, PlaygroundConsentText) is None:
+            add_consent_version(db, {"en": "May we keep them?"}, None, PlaygroundConsentText)
         link = ensure_playground_link(db)
     client = client_of(site)
     assert client.get(f"/playground/join/{link.token}").status_code == 303

@@ -154,6 +154,9 @@ class LabelExportConfig(ExistingSiteOptions):
     batch: tuple[str, ...] = Field((), description="only these batches")
     since: int | None = Field(None, ge=0, description="only submissions from this time on, milliseconds since 1970 UTC")
     until: int | None = Field(None, ge=0, description="only submissions before this time, milliseconds since 1970 UTC")
+    user_feedback: bool = Field(
+        False, description="also rankings and edits of the playground's users, with cohort user (use training)"
+    )
     archive: bool = Field(False, description="export every table of the site, for 'label import --archive'")
     people: Literal["whole", "pseudonyms"] = Field("whole", description="with --archive: whole accounts or pseudonyms")
 
@@ -164,9 +167,13 @@ class LabelExportConfig(ExistingSiteOptions):
         return tuple(part for name in names for part in str(name).split(","))
 
     def ineffective_options(self) -> Iterator[str]:
-        for name in ("use", "format", "files", "batch", "since", "until") if self.archive else ("people",):
+        for name in (
+            ("use", "format", "files", "batch", "since", "until", "user_feedback") if self.archive else ("people",)
+        ):
             if name in self.model_fields_set:
-                yield f"--{name} has no effect {'with' if self.archive else 'without'} --archive"
+                yield f"--{name.replace('_', '-')} has no effect {'with' if self.archive else 'without'} --archive"
+        if self.user_feedback and (self.use != "training" or self.batch):
+            yield "--user-feedback has no effect with --use evaluation or --batch: it is in no batch"
 
 
 class LabelBackupConfig(ExistingSiteOptions):

@@ -34,6 +34,7 @@ from instructgpt.label.exchange.imports import (
 )
 from instructgpt.label.exchange.selection import ExportFilter
 from instructgpt.label.exchange.third_party import ThirdPartyReader, read_labeling_config
+from instructgpt.label.playground.user_rankings import measure_user_agreement
 from instructgpt.label.site_folder import open_site
 from instructgpt.label.tasks import batches
 from instructgpt.records import Completion, Prompt, format_validation_error
@@ -57,7 +58,15 @@ def export_from_site(config: LabelExportConfig) -> None:
             file_names = tuple(name for name in EXPORT_FILES if name in config.files)
             if unknown_names := set(config.files) - set(EXPORT_FILES):
                 raise InputError(f"--files: no file '{sorted(unknown_names)[0]}'; there are: {', '.join(EXPORT_FILES)}")
-            export_filter = ExportFilter(use=config.use, batches=config.batch, since=config.since, until=config.until)
+            export_filter = ExportFilter(
+                use=config.use,
+                batches=config.batch,
+                since=config.since,
+                until=config.until,
+                user_feedback=config.user_feedback,
+            )
+            if config.user_feedback:
+                _print_user_agreement(site)
             card = format_card_body(site.database, export_filter) if config.format == "datasets" else ""
             manifest = write_export(site.database, config.out, export_filter, config.format, file_names, card)
             exported, row_count = config.use, sum(entry["rows"] for entry in manifest["files"].values())
@@ -67,6 +76,20 @@ def export_from_site(config: LabelExportConfig) -> None:
         with site.database.write() as db:
             audit_log.append_entry(db, "cli", "export.make", "", use=exported, rows=row_count)
     print(f"{row_count:,} rows in {config.out}")
+
+
+def _print_user_agreement(site: Site) -> None:
+    """Print how far users agree with labelers: whether their rankings should train is the reader's decision."""
+    with site.database.read() as db:
+        agreement = measure_user_agreement(db)
+    if agreement is None:
+        print("  users' agreement with labelers is unknown: no prompt was ranked by both")
+        return
+    shares = [100 * (value or 0) for value in (agreement.decided.value, agreement.decided.low, agreement.decided.high)]
+    print(
+        f"  users agree with labelers on {shares[0]:.1f} % ({shares[1]:.1f} to {shares[2]:.1f}) of {agreement.pairs:,} "
+        f"pairs, {agreement.prompts:,} prompts, {agreement.users:,} users"
+    )
 
 
 def backup_site(config: LabelBackupConfig) -> None:

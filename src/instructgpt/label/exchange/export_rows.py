@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from itertools import combinations
+from itertools import chain, combinations
 from math import comb
 from typing import Any, NamedTuple
 
@@ -30,6 +30,8 @@ from instructgpt.label.exchange.selection import (
     exclusion_reason,
     iter_export_items,
 )
+from instructgpt.label.playground.review import find_unreviewed_prompts
+from instructgpt.label.playground.user_rankings import iter_user_records
 from instructgpt.label.tasks.questions import batch_questions
 from instructgpt.label.vocabulary import ExportFileName
 from instructgpt.records import LABELS
@@ -258,10 +260,11 @@ def _iter_prompts(db: Session, export_filter: ExportFilter, tally: ExportTally) 
             .where(Task.prompt_id == PromptRow.id, Batch.name.in_(export_filter.batches))
         )
         statement = statement.where(batch_tasks.exists() | Batch.name.in_(export_filter.batches))
+    unreviewed_ids = find_unreviewed_prompts(db)
     rows = db.execute(statement.execution_options(yield_per=SUBMISSION_CHUNK_SIZE))
     for prompt, is_evaluation, is_screening, is_sensitive, submission, assignment, task, batch, person in rows:
         reason = _prompt_exclusion_reason(prompt, is_evaluation or prompt.split in EVALUATION_SPLITS, export_filter)
-        reason = reason or ("screening" if is_screening else None)
+        reason = reason or ("screening" if is_screening else "in_review" if prompt.id in unreviewed_ids else None)
         if reason is None and submission is not None:
             item = ExportItem(submission, assignment, task, batch, person, prompt, None)
             reason = exclusion_reason(item, export_filter)
@@ -316,10 +319,21 @@ EXPORT_FILES: dict[ExportFileName, Callable[[Session, ExportFilter, ExportTally]
 """All export files; `reward`, `sft` and `ppo` read the first three."""
 
 
+def _iter_user_rows(
+    db: Session, name: ExportFileName, export_filter: ExportFilter, tally: ExportTally
+) -> Iterator[ExportRow]:
+    """Yield users' feedback behind its switch; it is in no batch and measures no model."""
+    if not export_filter.user_feedback or export_filter.use != "training" or export_filter.batches:
+        return
+    for row in iter_user_records(db, name, tally.left_out, export_filter.since, export_filter.until):
+        tally.labelers.setdefault("user", set()).add(row["labeler"])
+        yield row
+
+
 def iter_export_rows(
     db: Session, name: ExportFileName, export_filter: ExportFilter, tally: ExportTally
 ) -> Iterator[ExportRow]:
     """Yield the rows of one file without null columns, and count them in the tally."""
-    for row in EXPORT_FILES[name](db, export_filter, tally):
+    for row in chain(EXPORT_FILES[name](db, export_filter, tally), _iter_user_rows(db, name, export_filter, tally)):
         tally.rows += 1
         yield {column: value for column, value in row.items() if value is not None}

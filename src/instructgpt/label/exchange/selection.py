@@ -37,6 +37,7 @@ class ExportFilter(BaseModel):
     batches: tuple[str, ...] = Field((), description="names of batches; empty for all")
     since: int | None = Field(None, ge=0)
     until: int | None = Field(None, ge=0)
+    user_feedback: bool = Field(False, description="training: also users' rankings and edits, with cohort user")
 
 
 @dataclass(slots=True)

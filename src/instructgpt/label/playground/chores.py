@@ -8,7 +8,9 @@ from typing import Self
 
 from instructgpt.label.context import Site
 from instructgpt.label.db.models import current_time_ms
+from instructgpt.label.playground.endpoint import ModelEndpoint
 from instructgpt.label.playground.erasure import erase_expired_turns
+from instructgpt.label.playground.rounds import resume_rounds
 
 _INTERVAL_S, _RETRY_INTERVAL_S = 3_600.0, 5.0
 _LOGGER = logging.getLogger(__name__)
@@ -23,9 +25,12 @@ class PlaygroundThread:
         self._thread = threading.Thread(target=self._run, name="playground", daemon=True)
 
     def work_once(self) -> bool:
-        """Erase expired turns and purge the files; return False while a reader keeps old pages."""
+        """Erase expired turns, finish rounds and purge the files; return False while a reader keeps old pages."""
         with self.site.database.write() as db:
             erase_expired_turns(db, self.site.settings.retention_days, current_time_ms())
+        settings = self.site.settings
+        if settings.endpoint is not None:
+            resume_rounds(self.site, ModelEndpoint(settings.endpoint, settings.endpoint_key))
         return self.site.database.purge_deleted()
 
     def _run(self) -> None:

@@ -82,3 +82,13 @@ def load_review_verdicts(db: Session, prompt_ids: Iterable[str]) -> dict[str, bo
     for prompt_id in db.scalars(unfinished):
         verdicts.pop(prompt_id or "", None)
     return verdicts
+
+
+def find_unreviewed_prompts(db: Session) -> set[str]:
+    """Return the ids of the playground's prompts that wait for their review or were rejected by it."""
+    statement = select(PlaygroundTurn.prompt_id).where(
+        PlaygroundTurn.state == "review", PlaygroundTurn.prompt_id.is_not(None)
+    )
+    prompt_ids = {str(prompt_id) for prompt_id in db.scalars(statement)}
+    verdicts = load_review_verdicts(db, prompt_ids) if prompt_ids else {}
+    return {prompt_id for prompt_id in prompt_ids if verdicts.get(prompt_id) is not True}

@@ -11,6 +11,7 @@ from instructgpt.label.web.pages.owner import (
     audit_log,
     batches,
     data,
+    next_round,
     overview,
     people,
     quality,
@@ -20,5 +21,5 @@ from instructgpt.label.web.pages.owner import (
 
 _COMMON = (account, appearance, playground, second_factor, sign_in)
 _LABELER = (calibration, home, instructions, screening, task)
-_OWNER = (adjudication, audit_log, batches, data, overview, people, quality, results, task_review)
+_OWNER = (adjudication, audit_log, batches, data, next_round, overview, people, quality, results, task_review)
 PAGE_ROUTERS: tuple[APIRouter, ...] = tuple(module.router for module in (*_COMMON, *_LABELER, *_OWNER))

@@ -36,6 +36,7 @@ from instructgpt.label.exchange.imports import (
 )
 from instructgpt.label.exchange.selection import ExportFilter
 from instructgpt.label.exchange.third_party import ThirdPartyReader
+from instructgpt.label.playground.user_rankings import count_feedback, measure_user_agreement
 from instructgpt.label.tasks.batch_requests import check_unpacked_size
 from instructgpt.label.vocabulary import MAX_RATING, ExportFileName, ExportFormat, ExportUse
 from instructgpt.label.web.params import RowId, or_404, send_export_file, translate_errors
@@ -63,6 +64,8 @@ def _render_data_page(
     with site.database.read() as db:
         keys = db.scalars(select(ApiKey).where(ApiKey.revoked_at.is_(None)).order_by(ApiKey.created_at.desc())).all()
         batches = db.scalars(select(Batch.name).order_by(Batch.id.desc())).all()
+        has_user_feedback = sum(count_feedback(db).values()) > 0
+        user_agreement = measure_user_agreement(db) if has_user_feedback else None
     return render_page(
         request,
         "owner/data.html",
@@ -76,6 +79,8 @@ def _render_data_page(
         files=tuple(EXPORT_FILES),
         formats=_EXPORT_FORMATS,
         scopes=_KEY_SCOPES,
+        has_user_feedback=has_user_feedback,
+        user_agreement=user_agreement,
         now_ms=current_time_ms(),
     )
 
@@ -88,10 +93,11 @@ def start_export(
     format: Annotated[ExportFormat, Form()] = "jsonl",
     files: Annotated[Sequence[ExportFileName], Form()] = (),
     batch: Annotated[Sequence[str], Form()] = (),
+    user_feedback: Annotated[bool, Form()] = False,
 ) -> Response:
     """Start an export in the background; the page lists it, with its files when it is done."""
     site, user = get_site(request), principal.user
-    export_filter = ExportFilter(use=use, batches=tuple(filter(None, batch)))
+    export_filter = ExportFilter(use=use, batches=tuple(filter(None, batch)), user_feedback=user_feedback)
     job = export_jobs.start_export_job(site, export_filter, format, tuple(files) or tuple(EXPORT_FILES), user.id)
     with site.database.write() as db:
         audit_log.append_entry(db, user.id, "export.make", job.id, use=use)
