@@ -32,6 +32,7 @@ OPTION_GROUPS = {
     "evaluation": """names harness include_path limit judge judge_model judge_key judge_reads
         judge_max_tokens judge_temperature judges scorer baseline""",
     "small world": "words demonstration_prompts ranking_prompts ppo_prompts labelers through_site",
+    "rounds": "rounds round_reward round_policy one_round_control",
     "site": """site database public_url host port key second_factor end_second_factor
         endpoint endpoint_models retention_days""",
     "labeling": """name kind purpose cohort priority overlap cohort_share cohort_overlap gold_share repeat_share k_least

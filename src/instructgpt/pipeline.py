@@ -2,20 +2,21 @@
 
     instructgpt run --preset demo --out runs/demo                                            the embedded small world
     instructgpt run --config recipes/real-small.yaml --data FOLDER --out runs/real-small     your own files
+    instructgpt run --preset demo --rounds 3 --out runs/demo-3                               three rounds of the paper
 
 In the small world, simulated labelers write demonstrations and rank. With your own files, people have done so already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from instructgpt.config import StageConfig, make_config
+from instructgpt.config import StageConfig
 from instructgpt.data.splits import is_heldout
 from instructgpt.distributed.launch import ProcessJob, run_processes
 from instructgpt.evaluate import world_exam
@@ -25,8 +26,16 @@ from instructgpt.evaluate.inference import EvaluatedModel
 from instructgpt.evaluate.metrics import preference
 from instructgpt.evaluate.reward.metrics import measure
 from instructgpt.evaluate.reward.scores import attach_reward_scores, ranks_by_score, score_with_lengths
+from instructgpt.evaluate.rounds import (
+    SFT,
+    RoundFiles,
+    measure_costs,
+    measure_reward_matrix,
+    measure_utility,
+    measure_win_rates,
+)
 from instructgpt.label.simulation.site_labelers import SiteLabelers
-from instructgpt.models.policy import context_length, pick_device
+from instructgpt.models.policy import context_length, load_tokenizer, pick_device
 from instructgpt.models.reward_model import ScalarModel, load_reward_model
 from instructgpt.records import (
     Cohort,
@@ -47,13 +56,27 @@ from instructgpt.report.terminal import print_report_tables
 from instructgpt.results import ResultRow, merge_result_rows, read_result_rows, with_judge, write_result_rows
 from instructgpt.run.configs import RunConfig
 from instructgpt.run.directory import RunDirectory, console
+from instructgpt.run.lineage import named_inputs
 from instructgpt.sampling.completions import generate, retokenize_for
+from instructgpt.stage_configs import (
+    BEST_POLICY,
+    POLICIES,
+    RankingsConfig,
+    Round,
+    RoundEvaluationConfig,
+    build_stage_configs,
+    check_rounds_extend,
+    get_input_files,
+    get_world_files,
+    has_new_rounds,
+)
 from instructgpt.train import ppo, pretrain, reward, sft
-from instructgpt.train.configs import PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from instructgpt.world import SimulatedLabelers, World
 
-_EVALUATED_MODELS = ("base", "prompted", "sft", "ppo", "ppo_ptx")
-"""Models of the small world; `prompted` is the base model with a few answered prompts before each prompt."""
+_BASELINES = {"base": "base", "prompted": "base", "sft": "sft"}
+"""Evaluated models besides the policies, by directory; `prompted` is the base with answered prompts before each prompt.
+"""
+_VALIDATION_PROMPTS = 300
 _MAX_HELDOUT_PROMPTS = 200
 _REWARD_MODEL_JUDGE = "reward model"
 """Labeler of the rankings on your own files, and condition of their win rates."""
@@ -64,8 +87,9 @@ def main(config: RunConfig) -> Path:
     if config.processes > 1:
         torch.set_num_threads(1)  # with small models, two processes of one thread beat one process of two threads
     stages = build_stage_configs(config)
+    check_rounds_extend(config)
     run = RunDirectory.open(config)
-    if run.is_finished:
+    if run.is_finished and not has_new_rounds(config):
         console.print(f"already finished: {config.out / 'report.html'}", soft_wrap=True)
     else:
         check_input_files(config, stages)
@@ -81,16 +105,21 @@ def main(config: RunConfig) -> Path:
 
 
 def build_small_world(config: RunConfig, stages: dict[str, Any]) -> list[ResultRow]:
-    """Train and evaluate every model of the paper with simulated labelers."""
+    """Train and evaluate every model of the paper with simulated labelers; the newest round's rows come first."""
     world = World(config.seed)
     files = write_world(config, world, stages["exam"])
     pretrain.main(stages["pretrain"])
     sft.main(stages["start"])
-    rank_candidates(config, world, stages["candidates"], files)
-    reward.main(stages["reward"])
-    sft.main(stages["sft"])
-    run_processes(config.processes, [(ppo.main, (stages[name],)) for name in ("ppo", "ppo_ptx")])
-    return evaluate_small_world(config, world, stages, files)
+    rows: list[ResultRow] = []
+    for round_ in stages["rounds"]:
+        write_round_prompts(config, world, round_)
+        rank_candidates(config, world, round_, files["validation"])
+        reward.main(round_.reward)
+        sft.main(stages["sft"])  # finished after the first round, whose reward model chooses its epoch
+        run_processes(config.processes, [(ppo.main, (policy,)) for policy in round_.policies.values()])
+        round_rows = evaluate_round(config, world, round_, stages["exam"])
+        rows = rows if round_.is_control else round_rows
+    return rows + compare_rounds(config, world, stages["rounds"], stages["exam"])
 
 
 def build_from_files(config: RunConfig, stages: dict[str, Any]) -> list[ResultRow]:
@@ -104,7 +133,7 @@ def build_from_files(config: RunConfig, stages: dict[str, Any]) -> list[ResultRo
     records = read_all_records(Prompt, files["prompts"], SkippedLines())
     prompts = [Prompt.model_validate(record.prompt_columns()) for record in records]
     write_records(files["ppo"][0], [prompt for prompt in prompts if not is_heldout(prompt.prompt)])
-    policies = [name for name in ("ppo", "ppo_ptx") if name in stages]
+    policies = [name for name in POLICIES if name in stages]
     run_processes(config.processes, [(ppo.main, (stages[name],)) for name in policies])
     reward_model = load_reward_model(stages["reward"].out, pick_device(config.device))
     rankings = read_all_records(Ranking, stages["reward"].validation or files["rankings"], SkippedLines())
@@ -118,52 +147,219 @@ def build_from_files(config: RunConfig, stages: dict[str, Any]) -> list[ResultRo
     return rows + compare_models_with_reward_model(reward_model, models, prompts, file, **settings)
 
 
-# --- configuration and files of each stage -----------------------------------------------------------------------
+# --- the small world ---------------------------------------------------------------------------------------------
 
 
-def build_stage_configs(config: RunConfig) -> dict[str, Any]:
-    """Return the config of every stage by section, before the first stage starts, so that mistakes show at once.
+def write_world(config: RunConfig, world: World, exam: ExamConfig) -> dict[str, Path]:
+    """Write corpus, prompts and demonstrations of the small world. Return all its files by name."""
+    files = get_world_files(config.out / "world")
+    counts = {"validation": _VALIDATION_PROMPTS, "test": exam.prompts}
+    if not files["demonstrations"].exists():
+        prompt_count = sum(counts.values()) + config.rounds * (config.ranking_prompts + config.ppo_prompts)
+        console.print(f"[bold]world[/] writing {config.words:,} words, {prompt_count:,} prompts, seed {config.seed}")
+        write_records(files["corpus"], world.documents(config.words))
+        for split, count in counts.items():
+            write_records(files[split], world.prompts(split, count))
+        labelers = build_labelers(config, world, "training")
+        # The last file, so that its presence means that all are complete.
+        demonstrations = labelers.demonstrate(world.prompts("sft", config.demonstration_prompts))
+        write_records(files["demonstrations"], demonstrations)
+    return files
 
-    Raises:
-        InputError: a section has an option that does not exist or has no effect.
-    """
-    base, start, reward_model = (config.out / name for name in ("base", "start", "reward"))
-    files = get_input_files(config)
-    processes = {"processes": config.processes}
-    corpus, demonstrations = {"corpus": files["corpus"]}, {"data": files["demonstrations"]}
-    rankings = {"data": files["rankings"], "demonstrations": files["demonstrations"]}
-    start_settings = {"base": str(base), "pretraining": files["corpus"]} | demonstrations
-    ppo_settings = {"policy": str(start), "reward": reward_model, "prompts": files["ppo"]}
-    # section: (config class, directory, options that the pipeline sets)
-    sections: dict[str, tuple[type[StageConfig], str, dict[str, Any]]] = {
-        "pretrain": (PretrainConfig, "base", corpus | processes),
-        "start": (SFTConfig, "start", start_settings | (processes if config.corpus else {})),
-        "reward": (RewardConfig, "reward", {"base": str(start)} | rankings | processes),
-        "ppo_ptx": (PPOConfig, "ppo_ptx", {"pretraining": files["corpus"]} | ppo_settings),
+
+def write_round_prompts(config: RunConfig, world: World, round_: Round) -> None:
+    """Write the prompts of a round, unless they are there: its own, or for the control those of all later rounds."""
+    counts = {"reward": config.ranking_prompts, "ppo": config.ppo_prompts}
+    for split, file in (("reward", round_.prompts), ("ppo", round_.ppo_prompts)):
+        if file.exists():
+            continue
+        indices = range(1, config.rounds) if round_.is_control else (round_.index,)
+        prompts = [prompt for index in indices for prompt in world.prompts(split, counts[split], index)]
+        write_records(file, prompts)
+        if round_.index and not round_.is_control:
+            earlier = [prompt for index in range(round_.index) for prompt in world.prompts(split, counts[split], index)]
+            new_texts = {prompt.prompt for prompt in prompts} - {prompt.prompt for prompt in earlier}
+            texts = f"{len(new_texts):,} texts that no round before it had"
+            console.print(f"[bold]{round_.name}[/] {len(prompts):,} prompts for {split}, with {texts}")
+
+
+def rank_candidates(config: RunConfig, world: World, round_: Round, validation: Path) -> None:
+    """Let the training cohort rank completions of reward prompts, and both cohorts those of validation prompts."""
+    prompt_files = {"candidates": round_.prompts} | ({} if round_.is_control else {"heldout_candidates": validation})
+    if not round_.name:
+        if not round_.heldout_rankings.exists():
+            candidates = sample_candidates(config, round_.candidates, prompt_files)
+            write_rankings(config, world, round_, candidates)
+        return
+    sampling, folder = round_.candidates, round_.candidates.out
+    models = {
+        name: Path(model) for name in ("policy", "previous", "start", "base") if (model := getattr(sampling, name))
     }
-    if not config.corpus or "ppo" in config.stages:
-        sections["ppo"] = (PPOConfig, "ppo", ppo_settings)
-    if not config.corpus:
-        sections["sft"] = (SFTConfig, "sft", {"base": str(base), "reward": reward_model} | demonstrations)
-        candidates = {"policy": str(start), "base": str(base), "prompts": config.out, "parts": config.processes}
-        sections["candidates"] = (CandidatesConfig, "world", candidates)
-    stages: dict[str, Any] = {"exam": make_config(ExamConfig, config.stages.get("exam", {}), source="section exam")}
-    for section, (config_class, directory, settings) in sections.items():
-        common = {name: getattr(config, name) for name in ("seed", "device", "resume", "track")}
-        common["out"] = config.out / directory
-        layers = (common, settings, config.stages.get(section, {}))
-        stages[section] = make_config(config_class, *layers, source=f"section {section}")
-    return stages
+
+    def write_candidates() -> dict[str, Any]:
+        sampled = sample_candidates(config, sampling, prompt_files)
+        for name, lists in sampled.items():
+            write_records(folder / f"{name}.jsonl", (completion for group in lists for completion in group))
+            for part in folder.glob(f"{name}-*-of-*.jsonl"):
+                part.unlink()
+        return {name: sum(map(len, lists)) for name, lists in sampled.items()}
+
+    run_data_stage(sampling, models | named_inputs(prompts=prompt_files.values()), write_candidates)
+    files = {name: folder / f"{name}.jsonl" for name in prompt_files}
+    common = {name: getattr(config, name) for name in ("device", "resume", "labelers", "through_site")}
+    ranking = RankingsConfig(out=round_.rankings.parent, seed=round_.seed, **common)
+
+    def rank() -> dict[str, Any]:
+        return write_rankings(
+            config, world, round_, {name: read_candidate_parts(folder, file.name) for name, file in files.items()}
+        )
+
+    run_data_stage(ranking, named_inputs(candidates=files.values()), rank)
 
 
-def get_input_files(config: RunConfig) -> dict[str, tuple[Path, ...]]:
-    """Return the input files of the stages, which the small world may still have to write."""
-    if not config.corpus:
-        return {name: (file,) for name, file in get_world_files(config.out / "world").items()}
-    names = ("corpus", "demonstrations", "rankings")
-    files = {name: tuple(config.data / path for path in getattr(config, name)) for name in names}
-    prompts = tuple(config.data / path for path in config.prompts) or files["demonstrations"]
-    return files | {"prompts": prompts, "ppo": (config.out / "prompts" / "training.jsonl",)}
+def run_data_stage(
+    stage: StageConfig,
+    parents: Mapping[str, Path | str],
+    work: Callable[[], dict[str, Any]],
+    save: Callable[[Path], None] = lambda _: None,
+) -> None:
+    """Do the work of a stage that trains nothing, in a directory with lineage, unless it is finished."""
+    run = RunDirectory.open(stage, parents)
+    if not run.is_finished:
+        run.create()
+        summary = work()
+        run.finish(save, **summary)
+
+
+def sample_candidates(
+    config: RunConfig, sampling: CandidatesConfig, prompt_files: Mapping[str, Path]
+) -> dict[str, list[list[Completion]]]:
+    """Sample completions to rank, one list per ranking task, for each file of prompts."""
+    folder, jobs = sampling.out, list[ProcessJob]()
+    for name, prompts in prompt_files.items():
+        strays = sampling.strays and name == "candidates"  # accuracy is measured on the models' own completions only
+        for part in range(config.processes):
+            out = folder / f"{name}-{part}-of-{config.processes}.jsonl"
+            update = {"out": out, "prompts": prompts, "part": part, "parts": config.processes, "strays": strays}
+            jobs.append((sample_candidate_completions, (sampling.model_copy(update=update), config.seed)))
+    run_processes(config.processes, jobs)
+    return {name: read_candidate_parts(folder, f"{name}-*-of-{config.processes}.jsonl") for name in prompt_files}
+
+
+def write_rankings(
+    config: RunConfig, world: World, round_: Round, candidates: Mapping[str, Sequence[Sequence[Completion]]]
+) -> dict[str, Any]:
+    """Have labelers rank the candidates, and write the rankings. Return their numbers."""
+    labelers = partial(build_labelers, config, world, seed=round_.seed, round_name=round_.name)
+    counts: dict[str, Any] = {
+        "rankings": write_records(round_.rankings, labelers("training").rank(candidates["candidates"]))
+    }
+    if heldout_candidates := candidates.get("heldout_candidates"):
+        rankings = labelers("training", purpose="evaluation").rank(heldout_candidates)
+        rankings += labelers("heldout").rank(heldout_candidates)
+        counts["heldout_rankings"] = write_records(round_.heldout_rankings, rankings)
+    return counts
+
+
+def build_labelers(
+    config: RunConfig,
+    world: World,
+    cohort: Cohort,
+    purpose: Literal["training", "evaluation"] = "training",
+    *,
+    seed: int | None = None,
+    round_name: str = "",
+) -> Labelers:
+    """Return simulated labelers that answer directly, or over a labelers' site with --through-site.
+
+    On the site the same people work in every round; `seed` is that of labelers who answer directly.
+    """
+    if config.through_site:
+        return SiteLabelers(config.out / "site", world, cohort, config.labelers, config.seed, purpose, round_name)
+    seed = config.seed if seed is None else seed
+    return SimulatedLabelers(world, cohort, per_prompt=config.labelers, seed=seed)
+
+
+def evaluate_round(config: RunConfig, world: World, round_: Round, exam: ExamConfig) -> list[ResultRow]:
+    """Grade the exams of a round's policies beside the baselines, and measure its reward model."""
+    if not round_.name:
+        return measure_round(config, world, round_, exam)
+    common = {name: getattr(config, name) for name in ("seed", "device", "resume")}
+    stage = RoundEvaluationConfig(out=round_.folder / "evaluation", exam=exam, **common)
+    parents: dict[str, Path | str] = {name: config.out / folder for name, folder in _BASELINES.items()}
+    parents |= {name: policy.out for name, policy in round_.policies.items()} | {"reward": round_.reward.out}
+    parents |= named_inputs(rankings=[round_.heldout_rankings])
+    rows: list[ResultRow] = []
+
+    def measure_all() -> dict[str, Any]:
+        rows.extend(measure_round(config, world, round_, exam))
+        return {"rows": len(rows)}
+
+    run_data_stage(stage, parents, measure_all, lambda folder: write_result_rows(folder / "results.json", rows))
+    return read_result_rows(stage.out / "results.json")
+
+
+def measure_round(config: RunConfig, world: World, round_: Round, exam: ExamConfig) -> list[ResultRow]:
+    """Grade every model's exam, and measure the reward model on held-out rankings and against true utility."""
+    folder = round_.folder / "evaluation"
+    models = {name: config.out / directory for name, directory in _BASELINES.items()}
+    models |= {name: policy.out for name, policy in round_.policies.items()}
+    answers = {
+        name: (config.out if name in _BASELINES else round_.folder) / "evaluation" / f"{name}.jsonl" for name in models
+    }
+    jobs: list[ProcessJob] = [
+        (examine_model, (name, model, answers[name], config.seed, exam, config.device))
+        for name, model in models.items()
+    ]
+    run_processes(config.processes, jobs)
+    rows = world_exam.grade_exams(answers, folder / "preference" / "rankings.jsonl", world, exam, config.seed)
+    reward_model = load_reward_model(round_.reward.out, pick_device(config.device))
+    rows += measure_reward_model(reward_model, read_records(Ranking, round_.heldout_rankings))
+    points = [
+        point
+        for name, policy in round_.policies.items()
+        for point in world_exam.compute_overoptimization_curve(name, policy.out, world, policy.batch)
+    ]
+    write_records(folder / "over_optimisation.jsonl", points)
+    return rows
+
+
+def compare_rounds(config: RunConfig, world: World, rounds: Sequence[Round], exam: ExamConfig) -> list[ResultRow]:
+    """Measure what each round gained, on the same test prompts and before the same labelers."""
+    if len(rounds) == 1:
+        return []
+    files = [
+        RoundFiles(
+            name=round_.name,
+            reward=round_.reward.out,
+            policy=round_.policies[BEST_POLICY].out,
+            answers=round_.folder / "evaluation" / f"{BEST_POLICY}.jsonl",
+            candidates=round_.candidates.out / "candidates.jsonl",
+            rankings=round_.rankings,
+            heldout_rankings=round_.heldout_rankings,
+            is_control=round_.is_control,
+        )
+        for round_ in rounds
+    ]
+    sources = {SFT: config.out / "evaluation" / "sft.jsonl"} | {
+        outcome.policy_name: outcome.answers for outcome in files
+    }
+    answers = {name: world_exam.read_ranked_answers(file, name) for name, file in sources.items()}
+    rankings = world_exam.rank_answers(answers, world, exam, config.seed)
+    write_records(config.out / "evaluation" / "rounds" / "rankings.jsonl", rankings)
+    use_cases = world_exam.read_use_cases(world, exam)
+    rows = measure_win_rates(files, rankings, use_cases) + measure_utility(files, answers, world, use_cases)
+    rows += measure_costs(files, load_tokenizer(config.out / "start"), rows)
+    return measure_reward_matrix(files, pick_device(config.device)) + rows
+
+
+def examine_model(model: str, folder: Path, out: Path, seed: int, exam: ExamConfig, device: str) -> None:
+    if not out.exists():
+        world_exam.run_exam(model, folder, out, World(seed), exam, seed, device, primed=model == "prompted")
+        console.print(f"[bold]evaluation[/] {model} has finished its exam")
+
+
+# --- your own files ----------------------------------------------------------------------------------------------
 
 
 def check_input_files(config: RunConfig, stages: dict[str, Any]) -> None:
@@ -183,97 +379,6 @@ def check_input_files(config: RunConfig, stages: dict[str, Any]) -> None:
     }
     for name, (record_class, stage) in readers.items():
         read_all_records(record_class, files[name], SkippedLines(getattr(stages[stage], "skip_bad", False)))
-
-
-def get_world_files(folder: Path) -> dict[str, Path]:
-    names = ("corpus", "demonstrations", "rankings", "heldout_rankings", "reward", "ppo", "validation", "test")
-    return {name: folder / f"{name}.jsonl" for name in names}
-
-
-# --- the small world ---------------------------------------------------------------------------------------------
-
-
-def write_world(config: RunConfig, world: World, exam: ExamConfig) -> dict[str, Path]:
-    """Write corpus, prompts and demonstrations of the small world. Return all its files by name."""
-    files = get_world_files(config.out / "world")
-    counts = {"reward": config.ranking_prompts, "ppo": config.ppo_prompts, "validation": 300, "test": exam.prompts}
-    if not files["demonstrations"].exists():
-        prompt_count = sum(counts.values())
-        console.print(f"[bold]world[/] writing {config.words:,} words, {prompt_count:,} prompts, seed {config.seed}")
-        write_records(files["corpus"], world.documents(config.words))
-        for split, count in counts.items():
-            write_records(files[split], world.prompts(split, count))
-        labelers = build_labelers(config, world, "training")
-        # The last file, so that its presence means that all are complete.
-        demonstrations = labelers.demonstrate(world.prompts("sft", config.demonstration_prompts))
-        write_records(files["demonstrations"], demonstrations)
-    return files
-
-
-def rank_candidates(config: RunConfig, world: World, sampling: CandidatesConfig, files: dict[str, Path]) -> None:
-    """Let the training cohort rank completions of reward prompts, and both cohorts those of validation prompts."""
-    if files["heldout_rankings"].exists():
-        return
-    candidates, heldout_candidates = sample_candidates(config, sampling, files)
-    write_records(files["rankings"], build_labelers(config, world, "training").rank(candidates))
-    rankings = build_labelers(config, world, "training", purpose="evaluation").rank(heldout_candidates)
-    rankings += build_labelers(config, world, "heldout").rank(heldout_candidates)
-    write_records(files["heldout_rankings"], rankings)
-
-
-def sample_candidates(
-    config: RunConfig, sampling: CandidatesConfig, files: dict[str, Path]
-) -> tuple[list[list[Completion]], list[list[Completion]]]:
-    """Sample completions to rank, one list per ranking task: of the reward prompts, and of the validation prompts."""
-    folder, jobs = files["reward"].parent, list[ProcessJob]()
-    for name, prompts in (("candidates", files["reward"]), ("heldout_candidates", files["validation"])):
-        strays = sampling.strays and name == "candidates"  # accuracy is measured on the models' own completions only
-        for part in range(config.processes):
-            out = folder / f"{name}-{part}-of-{config.processes}.jsonl"
-            settings = sampling.model_copy(update={"out": out, "prompts": prompts, "part": part, "strays": strays})
-            jobs.append((sample_candidate_completions, (settings, config.seed)))
-    run_processes(config.processes, jobs)
-    return (
-        read_candidate_parts(folder, f"candidates-*-of-{config.processes}.jsonl"),
-        read_candidate_parts(folder, f"heldout_candidates-*-of-{config.processes}.jsonl"),
-    )
-
-
-def build_labelers(
-    config: RunConfig, world: World, cohort: Cohort, purpose: Literal["training", "evaluation"] = "training"
-) -> Labelers:
-    """Return simulated labelers that answer directly, or over a labelers' site with --through-site."""
-    if config.through_site:
-        return SiteLabelers(config.out / "site", world, cohort, config.labelers, config.seed, purpose)
-    return SimulatedLabelers(world, cohort, per_prompt=config.labelers, seed=config.seed)
-
-
-def evaluate_small_world(config: RunConfig, world: World, stages: Any, files: dict[str, Path]) -> list[ResultRow]:
-    """Grade every model's exam, and measure the reward model on held-out rankings and against true utility."""
-    exam, folder = stages["exam"], config.out / "evaluation"
-    jobs: list[ProcessJob] = []
-    for model in _EVALUATED_MODELS:
-        model_folder = config.out / ("base" if model == "prompted" else model)
-        jobs.append((examine_model, (model, model_folder, folder / f"{model}.jsonl", config.seed, exam, config.device)))
-    run_processes(config.processes, jobs)
-    rows = world_exam.grade_exams(folder, _EVALUATED_MODELS, world, exam, config.seed)
-    reward_model = load_reward_model(stages["reward"].out, pick_device(config.device))
-    rows += measure_reward_model(reward_model, read_records(Ranking, files["heldout_rankings"]))
-    points = [
-        point
-        for name in ("ppo", "ppo_ptx")
-        for point in world_exam.compute_overoptimization_curve(name, config.out / name, world, stages[name].batch)
-    ]
-    write_records(folder / "over_optimisation.jsonl", points)
-    return rows
-
-
-def examine_model(model: str, folder: Path, out: Path, seed: int, exam: ExamConfig, device: str) -> None:
-    world_exam.run_exam(model, folder, out, World(seed), exam, seed, device, primed=model == "prompted")
-    console.print(f"[bold]evaluation[/] {model} has finished its exam")
-
-
-# --- your own files ----------------------------------------------------------------------------------------------
 
 
 def measure_reward_model(reward_model: ScalarModel, rankings: Sequence[Ranking]) -> list[ResultRow]:

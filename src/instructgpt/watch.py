@@ -23,6 +23,7 @@ from instructgpt.formatting import format_seconds
 from instructgpt.run.configs import WatchConfig
 from instructgpt.run.directory import console, content_hash, read_jsonl_log, read_run_record
 from instructgpt.run.lock import is_directory_locked
+from instructgpt.run.rounds import stage_label
 
 _SPARKLINE_BLOCKS = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH = 24
@@ -82,7 +83,7 @@ def render_run(folder: Path) -> Group:
         log, metrics = read_jsonl_log(stage / "log.jsonl"), read_jsonl_log(stage / "metrics.jsonl")
         table.add_row(*_format_stage_row(stage, record, log, metrics))
         if not record.get("finished") or stage == folder:
-            parts += [Text(), _build_curves_table(stage.name, record, metrics), *_format_last_samples(stage)]
+            parts += [Text(), _build_curves_table(stage_label(stage), record, metrics), *_format_last_samples(stage)]
     findings = Text()
     for stage in stages:
         for finding in diagnose_stage(stage, cached_content_hash):
@@ -107,7 +108,7 @@ def _format_stage_row(
     folder: Path, record: Mapping[str, Any], log: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     """Return the cells of a stage: name, state, step of steps, seconds, seconds left."""
-    name = f"[bold]{escape(folder.name)}[/]"
+    name = f"[bold]{escape(stage_label(folder))}[/]"
     progress = next((row for row in reversed(log) if "steps" in row), None)
     step, steps = (metrics[-1]["step"] if metrics else 0), (progress["steps"] if progress else None)
     if record.get("finished"):

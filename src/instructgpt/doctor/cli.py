@@ -14,6 +14,7 @@ from instructgpt.errors import InputError
 from instructgpt.report.inputs import finite_numbers
 from instructgpt.run.configs import DoctorConfig
 from instructgpt.run.directory import console, content_hash, read_jsonl_log, read_run_record
+from instructgpt.run.rounds import iter_stage_directories, stage_label
 
 
 def main(config: DoctorConfig) -> list[Diagnosis]:
@@ -48,7 +49,7 @@ def find_stage_directories(folder: Path) -> list[Path]:
     info = read_run_record(folder)
     if info is not None and info.get("stage") != "run":
         return [folder]
-    folders = sorted(file.parent for file in folder.glob("*/run.json"))
+    folders = list(iter_stage_directories(folder))
     if not folders:
         raise InputError(f"{folder}: no stage in it; expected run.json in it or in its directories")
     return folders
@@ -59,9 +60,9 @@ def diagnose_stage(folder: Path, hash_of: Callable[[Path], str] = content_hash) 
     info = read_run_record(folder)
     assert info is not None
     rows = tuple(finite_numbers(row) for row in read_jsonl_log(folder / "metrics.jsonl"))
-    stage = StageReport(folder.name, info, MetricHistory(rows))
+    stage = StageReport(stage_label(folder), info, MetricHistory(rows))
     if not info.get("finished"):
-        yield Diagnosis("notice", folder.name, "not finished", "the command that began it goes on where it stands")
+        yield Diagnosis("notice", stage.name, "not finished", "the command that began it goes on where it stands")
     stage_name = info.get("stage")
     if stage_name == "ppo":
         yield from check_ppo.diagnose_ppo(stage, _read_utility_curve(folder))

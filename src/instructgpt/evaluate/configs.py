@@ -203,18 +203,40 @@ class ToxicityConfig(StageConfig):
 
 
 class CandidatesConfig(StageConfig):
+    """Completions for labelers to rank. The newest policy writes what the shares leave."""
+
     stage: ClassVar[str] = "candidates"
     excluded_fields: ClassVar[frozenset[str]] = TRAINING_ONLY_FIELDS
 
     policy: str = Field(description="the policy that writes most completions")
+    policy_name: str = Field("policy", description="its name in the rankings")
+    previous: str | None = Field(None, description="the policy of the round before it")
+    previous_name: str = Field("previous", description="its name in the rankings")
+    start: str | None = Field(None, description="the SFT model that PPO starts from")
     base: str = Field(description="the base model that writes the others, prompted")
     prompts: Path = Field(description="a file of prompts")
     least: int = Field(4, ge=2, description="smallest number of completions per prompt")
     base_share: float = Field(0.2, ge=0, le=1, description="share of completions from the prompted base model")
+    previous_share: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="with --rounds, share of completions from the policy of the round before the newest",
+    )
+    start_share: float = Field(
+        0.1, ge=0, le=1, description="with --rounds, share of completions from the SFT model that PPO starts from"
+    )
     strays: bool = Field(True, description="add an answer to another prompt, so that the reward model learns relevance")
     max_tokens: int = Field(32, ge=1, description="maximum length of a completion")
     part: int = Field(0, ge=0, description="part of the prompts, from 0")
     parts: int = Field(1, ge=1, description="number of parts")
+
+    def ineffective_options(self) -> Iterator[str]:
+        shares = {"base_share": self.base_share}
+        shares |= {} if self.previous is None else {"previous_share": self.previous_share}
+        shares |= {} if self.start is None else {"start_share": self.start_share}
+        if sum(shares.values()) > 1:
+            yield f"{' + '.join(shares)} is {sum(shares.values()):g}, more than 1"
 
 
 class ExamConfig(CommandConfig):

@@ -7,7 +7,7 @@ measures them. The two are separate so that models can run in parallel and a fin
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -90,12 +90,20 @@ def _score_plain_texts(model: EvaluatedModel, world: World, exam: ExamConfig, se
     return records
 
 
-def grade_exams(folder: Path, models: Sequence[str], world: World, exam: ExamConfig, seed: int) -> list[ResultRow]:
-    """Have simulated labelers rank the models' answers and return all measurements with intervals."""
-    records_by_model = {model: read_records(_ExamRecord, folder / f"{model}.jsonl") for model in models}
-    rankings = rank_answers(records_by_model, world, exam, seed)
-    write_records(folder / "preference" / "rankings.jsonl", rankings)
-    use_cases = {prompt.prompt: prompt.use_case or "" for prompt in world.prompts("test", exam.prompts)}
+def grade_exams(
+    answers: Mapping[str, Path], rankings_file: Path, world: World, exam: ExamConfig, seed: int
+) -> list[ResultRow]:
+    """Have simulated labelers rank the models' answers and return all measurements with intervals.
+
+    Args:
+        answers: the file that `run_exam` wrote, by model.
+        rankings_file: where the rankings are written.
+    """
+    records_by_model = {model: read_records(_ExamRecord, file) for model, file in answers.items()}
+    answers_by_model = {model: read_ranked_answers(file, model) for model, file in answers.items()}
+    rankings = rank_answers(answers_by_model, world, exam, seed)
+    write_records(rankings_file, rankings)
+    use_cases = read_use_cases(world, exam)
     rows = preference.measure(rankings, use_cases=use_cases) + labels.measure_labels(rankings)
     parts: dict[str, list[tuple[str, _ExamRecord]]] = defaultdict(list)
     for model, records in records_by_model.items():
@@ -132,6 +140,10 @@ def grade_exams(folder: Path, models: Sequence[str], world: World, exam: ExamCon
             for (model, he), (_, she) in zip(parts["bias"][::2], parts["bias"][1::2], strict=True)
         ]
     )
+    return rows + _measure_tax(parts)
+
+
+def _measure_tax(parts: Mapping[str, Sequence[tuple[str, _ExamRecord]]]) -> list[ResultRow]:
     solutions = [
         tax.Solution(
             model=model,
@@ -146,7 +158,21 @@ def grade_exams(folder: Path, models: Sequence[str], world: World, exam: ExamCon
         tax.DocumentLoss(model=model, document=record.text, loss=-record.logp, tokens=record.tokens)
         for model, record in parts["document"]
     ]
-    return rows + tax.measure_tax(solutions, losses)
+    return tax.measure_tax(solutions, losses)
+
+
+def read_use_cases(world: World, exam: ExamConfig) -> dict[str, str]:
+    """Return the use case of each test prompt."""
+    return {prompt.prompt: prompt.use_case or "" for prompt in world.prompts("test", exam.prompts)}
+
+
+def read_ranked_answers(file: Path, model: str) -> list[Completion]:
+    """Return a model's answers to the test prompts, in the order of the exam."""
+    return [
+        Completion.model_validate({"prompt": r.text, "completion": r.said, "model": model, "finish": r.finish})
+        for r in read_records(_ExamRecord, file)
+        if r.part == "preference"
+    ]
 
 
 def _with_prompt_index(records: list[tuple[str, _ExamRecord]]) -> list[tuple[int, tuple[str, _ExamRecord]]]:
@@ -160,17 +186,10 @@ def _with_prompt_index(records: list[tuple[str, _ExamRecord]]) -> list[tuple[int
 
 
 def rank_answers(
-    records_by_model: dict[str, list[_ExamRecord]], world: World, exam: ExamConfig, seed: int
+    answers_by_model: Mapping[str, Sequence[Completion]], world: World, exam: ExamConfig, seed: int
 ) -> list[Ranking]:
-    columns = [
-        [
-            Completion.model_validate({"prompt": r.text, "completion": r.said, "model": model, "finish": r.finish})
-            for r in records
-            if r.part == "preference"
-        ]
-        for model, records in records_by_model.items()
-    ]
-    candidates = [list(row) for row in zip(*columns, strict=True)]
+    """Have both cohorts of simulated labelers rank the models' answers to each test prompt."""
+    candidates = [list(row) for row in zip(*answers_by_model.values(), strict=True)]
     rankings: list[Ranking] = []
     for cohort in _EXAM_COHORTS:
         labelers = SimulatedLabelers(world, cohort, per_prompt=exam.labelers, seed=seed + 1)  # type: ignore[arg-type]

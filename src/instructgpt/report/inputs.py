@@ -12,7 +12,9 @@ from typing import Any
 from instructgpt.errors import InputError
 from instructgpt.records import Prompt, Ranking, SkippedLines, iter_lines, read_records
 from instructgpt.results import ResultRow, read_result_rows
+from instructgpt.run.rounds import find_newest_round, find_rounds, is_round_directory
 
+_OVER_OPTIMIZATION_NAME = "over_optimisation.jsonl"
 _STAGE_ORDER = ("base", "sft", "start", "reward", "ppo", "ppo_ptx")
 
 
@@ -52,6 +54,8 @@ class RunFiles:
     use_cases: Mapping[str, str] = field(default_factory=dict)
     unreadable_lines: tuple[str, ...] = ()
     name: str = ""
+    round_curves: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
+    """Points of score and true utility by round; empty in a run of one round."""
 
 
 def read_results(sources: Sequence[Path]) -> RunFiles:
@@ -63,7 +67,7 @@ def read_results(sources: Sequence[Path]) -> RunFiles:
         InputError: a source is missing or damaged.
     """
     rows_by_source = [
-        (source, read_result_rows(source / "results.json" if source.is_dir() else source)) for source in sources
+        (source, read_result_rows(_results_file(source) if source.is_dir() else source)) for source in sources
     ]
     models_by_source = [{row.model for row in rows} for _, rows in rows_by_source]
     ambiguous_models = {
@@ -86,7 +90,9 @@ def read_results(sources: Sequence[Path]) -> RunFiles:
 
 
 def read_run(directory: Path) -> RunFiles:
-    """Read a run directory; docs/report.md lists its files.
+    """Read a run directory, or one of its rounds; docs/report.md lists its files.
+
+    Of a run with several rounds, reward model and policies are those of the newest.
 
     Raises:
         InputError: not a directory, nothing to report on, or a file is damaged beyond an unfinished last line.
@@ -94,16 +100,22 @@ def read_run(directory: Path) -> RunFiles:
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory; give the one that 'instructgpt run' made")
     unreadable_lines: list[str] = []
-    results_path = directory / "results.json"
-    rankings_path = directory / "evaluation" / "preference" / "rankings.jsonl"
-    over_optimization_path = directory / "evaluation" / "over_optimisation.jsonl"
+    results_path, newest = _results_file(directory), find_newest_round(directory) or directory
+    rankings_path = newest / "evaluation" / "preference" / "rankings.jsonl"
+    over_optimization_path = newest / "evaluation" / _OVER_OPTIMIZATION_NAME
+    folders = [directory] if newest is directory else [directory, newest]
+    stages = (stage for folder in folders for stage in _iter_stages(folder, unreadable_lines))
     run = RunFiles(
         directory=directory,
         rows=tuple(read_result_rows(results_path)) if results_path.is_file() else (),
-        stages={stage.name: stage for stage in _iter_stages(directory, unreadable_lines)},
+        stages={stage.name: stage for stage in stages},
         over_optimization=tuple(_read_json_lines(over_optimization_path, unreadable_lines)),
         rankings=tuple(_read_rankings(rankings_path, unreadable_lines)) if rankings_path.is_file() else (),
         use_cases=_read_use_cases(directory / "world" / "prompts-test.jsonl"),
+        round_curves={
+            folder.name: tuple(_read_json_lines(folder / "evaluation" / _OVER_OPTIMIZATION_NAME, unreadable_lines))
+            for folder in find_rounds(directory)
+        },
         unreadable_lines=tuple(unreadable_lines),
     )
     if not (run.rows or run.stages or run.rankings or run.over_optimization):
@@ -111,6 +123,12 @@ def read_run(directory: Path) -> RunFiles:
             f"{directory}: nothing to report on; expected results.json or stage directories with a run.json"
         )
     return run
+
+
+def _results_file(directory: Path) -> Path:
+    """Return the results of a run directory, or of a round, which has them in `evaluation/`."""
+    path = directory / "results.json"
+    return path if path.is_file() or not is_round_directory(directory) else directory / "evaluation" / "results.json"
 
 
 def _iter_stages(directory: Path, unreadable_lines: list[str]) -> Iterator[Stage]:

@@ -35,6 +35,22 @@ class RunConfig(StageConfig):
     ppo_prompts: int = Field(3000, ge=10, description="prompts of the small world for PPO")
     labelers: int = Field(3, ge=1, description="simulated labelers who rank the completions of each prompt")
     through_site: bool = Field(False, description="let simulated labelers work over HTTP on a labelers' site")
+    rounds: int = Field(
+        1, ge=1, description="times that candidates, rankings, reward model and PPO repeat; each round has a directory"
+    )
+    round_reward: Literal["all", "newest", "continued"] = Field(
+        "all",
+        description="the reward model of a round: from SFT on the rankings of all rounds, or on the newest alone, or "
+        "the last round's model continued on the newest",
+    )
+    round_policy: Literal["start", "continued"] = Field(
+        "start",
+        description="where PPO of a round begins: at the SFT start, or at the last round's policy; the reference is "
+        "the SFT start in both",
+    )
+    one_round_control: bool = Field(
+        False, description="with --rounds, also spend as many rankings in one round, to compare"
+    )
     processes: int = Field(2, ge=1, description="processes to run in parallel (CPU)")
     stages: dict[str, dict[str, Any]] = Field({}, description="options of each stage")
 
@@ -48,6 +64,12 @@ class RunConfig(StageConfig):
                 yield f"--{name} has no effect without --corpus"
         if self.through_site and self.corpus:
             yield "--through-site has no effect with --corpus: people have already labeled"
+        for name in ("rounds", "round_reward", "round_policy", "one_round_control"):
+            flag = f"--{name.replace('_', '-')}"
+            if name in self.model_fields_set and self.corpus:
+                yield f"{flag} has no effect with --corpus: each round needs labelers who rank new completions"
+            elif name in self.model_fields_set and name != "rounds" and self.rounds == 1:
+                yield f"{flag} has no effect without --rounds 2 or more"
         for name in self.stages.keys() - set(_STAGE_SECTIONS):
             sections = ", ".join(("run", *_STAGE_SECTIONS))
             yield f"no stage '{name}'{did_you_mean(name, _STAGE_SECTIONS)}; valid sections: {sections}"

@@ -46,7 +46,7 @@ _PRINT_INTERVAL_S = 10.0
 _RECORDED_PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 _RESUMABLE_OPTIONS = (
     frozenset({"out", "device", "resume", "processes", "patience", "track", "checkpoints"})
-    | frozenset({"checkpoint_minutes"})
+    | frozenset({"checkpoint_minutes", "rounds", "one_round_control"})
     | frozenset({"microbatch_tokens", "validation_interval"})
     | frozenset({"kl_alarm", "min_entropy", "parity_tolerance", "parity_rms_tolerance"})
 )
@@ -119,7 +119,7 @@ class RunDirectory:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         self._remove_partial_files()
         record = read_run_record(self.directory)
-        if record is None:
+        if record is None or record.get("finished"):  # a finished run goes on when rounds are added
             self._write_record(finished=False)
         else:
             PHASE_TIMER.clear(record.get("phases"))
@@ -392,7 +392,10 @@ def _flatten_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         if isinstance(value, dict):
             for section, options in value.items():
-                flattened |= {f"{section}.{option}": setting for option, setting in options.items()}
+                if isinstance(options, dict):
+                    flattened |= {f"{section}.{option}": setting for option, setting in options.items()}
+                else:
+                    flattened[f"{name}.{section}"] = options
         elif name not in _RESUMABLE_OPTIONS:
             flattened["--" + name.replace("_", "-")] = value
     return flattened

@@ -68,10 +68,11 @@ class World:
         """Yield about `words` words of pretraining documents; the held-out part is sampled separately."""
         return corpus.generate_documents(self._sources, words, self._rng(f"corpus {'heldout' if heldout else 'train'}"))
 
-    def prompts(self, split: str, count: int) -> list[Prompt]:
+    def prompts(self, split: str, count: int, earlier_draws: int = 0) -> list[Prompt]:
         """Return prompts of a split: "sft", "reward", "ppo", "validation" or "test".
 
         Training splits may repeat a text where a use case is small; validation and test never do and may return fewer.
+        After `earlier_draws` of as many training prompts, each use case goes on with its next texts.
 
         Raises:
             InputError: no such split.
@@ -84,8 +85,10 @@ class World:
             pool = self._pool(split, use_case)
             rng.shuffle(pool)
             target_count = round(weight * count)
+            first = earlier_draws * target_count
             tasks += [
-                pool[i % len(pool)] for i in range(target_count if group == "train" else min(target_count, len(pool)))
+                pool[(first + i) % len(pool)]
+                for i in range(target_count if group == "train" else min(target_count, len(pool)))
             ]
         rng.shuffle(tasks)
         users = [f"{group}-user-{index:02}" for index in range(_USER_COUNT)]
@@ -93,7 +96,7 @@ class World:
         return [
             Prompt(
                 prompt=task.text,
-                id=f"{split}-{index:05}",
+                id=f"{split}-{earlier_draws * len(tasks) + index:05}",
                 user=user,
                 source="customer",
                 use_case=task.content.use_case,

@@ -25,6 +25,7 @@ class SiteLabelers:
         folder: folder of the site; created if missing.
         per_prompt: labelers who rank each list of completions.
         purpose: purpose of the training cohort's batches; held-out labelers work for evaluation only.
+        round_name: put before the names of batches.
     """
 
     def __init__(
@@ -35,9 +36,11 @@ class SiteLabelers:
         per_prompt: int = 1,
         seed: int = 0,
         purpose: Literal["training", "evaluation"] = "training",
+        round_name: str = "",
     ) -> None:
         self.folder, self.world, self.cohort, self.per_prompt, self.seed = folder, world, cohort, per_prompt, seed
         self.purpose = "evaluation" if cohort == "heldout" else purpose
+        self.round_name = round_name
 
     def demonstrate(self, prompts: Sequence[Prompt]) -> list[Demonstration]:
         """Return one demonstration per distinct prompt."""
@@ -59,7 +62,10 @@ class SiteLabelers:
 
     def _run_batch(self, kind: str, payload: Mapping[str, Any], out: Path) -> None:
         """Create the batch, or open an existing one; run labelers until it is done; close and export it."""
-        name = f"{kind} {self.cohort} {hashlib.sha256(repr(payload).encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+        name = f"{self.round_name} " if self.round_name else ""
+        name += (
+            f"{kind} {self.cohort} {hashlib.sha256(repr(payload).encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+        )
         with SiteServer(self.folder) as server, server.connect() as owner_client:
             batch = self._open_or_create_batch(owner_client, name, kind, payload)
             count = max(_MIN_LABELERS, self.per_prompt)
@@ -69,7 +75,8 @@ class SiteLabelers:
             labelers.run_simulated_labelers(workers)
             owner_client.close_batch(batch["id"])
             file = "rankings" if kind == "rank" else "demonstrations"
-            owner_client.export(out, filter={"use": self.purpose, "batches": [name]}, files=[file])
+            export_filter = {"use": self.purpose, "batches": [name], "since": batch["created_at"]}
+            owner_client.export(out, filter=export_filter, files=[file])
 
     def _open_or_create_batch(
         self, owner_client: OwnerClient, name: str, kind: str, payload: Mapping[str, Any]

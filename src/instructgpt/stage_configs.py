@@ -1,0 +1,283 @@
+"""The configuration of every stage of the pipeline, and the files that the stages hand on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from instructgpt.config import TRAINING_ONLY_FIELDS, StageConfig, make_config
+from instructgpt.errors import InputError
+from instructgpt.evaluate.configs import CandidatesConfig, ExamConfig
+from instructgpt.run.configs import RunConfig
+from instructgpt.run.directory import read_run_record
+from instructgpt.run.rounds import control_directory_name, round_directory_name
+from instructgpt.train.configs import PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+
+POLICIES = ("ppo", "ppo_ptx")
+BEST_POLICY = "ppo_ptx"
+"""The policy of a round: it writes candidates of the next ones."""
+_ROUND_SEEDS = 1_000_003
+"""Distance of two rounds' seeds of candidates and labelers: a prompt that returns gets other completions and noise."""
+
+
+class RankingsConfig(StageConfig):
+    """Rankings of a round's candidates by both cohorts of labelers."""
+
+    stage: ClassVar[str] = "rankings"
+    excluded_fields: ClassVar[frozenset[str]] = TRAINING_ONLY_FIELDS
+
+    labelers: int = Field(ge=1, description="labelers who rank the completions of each prompt")
+    through_site: bool = Field(False, description="let simulated labelers work over HTTP on a labelers' site")
+
+
+class RoundEvaluationConfig(StageConfig):
+    """The exam of a round's policies, with its measurements."""
+
+    stage: ClassVar[str] = "evaluation"
+    excluded_fields: ClassVar[frozenset[str]] = TRAINING_ONLY_FIELDS
+
+    exam: ExamConfig = Field(description="the questions")
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Candidates, rankings, reward model and policies, once: files, and the configuration of each stage.
+
+    A run of one round has its stages in the run directory, and prompts, candidates and rankings in `world/`. Of several
+    rounds each has a directory with a stage directory for each of them.
+    """
+
+    name: str
+    folder: Path
+    seed: int  # of candidates and labelers
+    index: int  # rounds before it
+    prompts: Path  # whose completions are ranked
+    ppo_prompts: Path
+    candidates: CandidatesConfig
+    rankings: Path
+    heldout_rankings: Path
+    reward: RewardConfig
+    policies: Mapping[str, PPOConfig]
+    is_control: bool = False
+
+
+def build_stage_configs(config: RunConfig) -> dict[str, Any]:
+    """Return the config of every stage by section, before the first stage starts, so that mistakes show at once.
+
+    In the small world, those of candidates, reward model and PPO are in `rounds`.
+
+    Raises:
+        InputError: a section has an option that does not exist or has no effect.
+    """
+    base, start = config.out / "base", config.out / "start"
+    files = get_input_files(config)
+    processes = {"processes": config.processes}
+    corpus, demonstrations = {"corpus": files["corpus"]}, {"data": files["demonstrations"]}
+    start_settings = {"base": str(base), "pretraining": files["corpus"]} | demonstrations
+    stages: dict[str, Any] = {
+        "exam": make_config(ExamConfig, config.stages.get("exam", {}), source="section exam"),
+        "pretrain": build_section(config, PretrainConfig, "pretrain", base, corpus | processes),
+        "start": build_section(
+            config, SFTConfig, "start", start, start_settings | (processes if config.corpus else {})
+        ),
+    }
+    if config.corpus:
+        stages["reward"] = build_reward_stage(config, config.out, start, files["rankings"])
+        names = [name for name in POLICIES if name == BEST_POLICY or name in config.stages]
+        return stages | {name: build_policy_stage(config, name, config.out, files["ppo"]) for name in names}
+    stages["rounds"] = build_rounds(config)
+    sft_settings = {"base": str(base), "reward": stages["rounds"][0].reward.out} | demonstrations
+    stages["sft"] = build_section(config, SFTConfig, "sft", config.out / "sft", sft_settings)
+    return stages
+
+
+def build_section(
+    config: RunConfig, config_class: type[StageConfig], section: str, out: Path, settings: Mapping[str, Any]
+) -> Any:
+    """Return the config of a stage: common options, `settings` of the pipeline, then those of the file's section."""
+    common = {name: getattr(config, name) for name in ("seed", "device", "resume", "track")} | {"out": out}
+    return make_config(config_class, common, settings, config.stages.get(section, {}), source=f"section {section}")
+
+
+def build_reward_stage(config: RunConfig, folder: Path, base: Path, rankings: Sequence[Path]) -> RewardConfig:
+    settings: dict[str, Any] = {
+        "base": str(base),
+        "data": tuple(rankings),
+        "demonstrations": get_input_files(config)["demonstrations"],
+    }
+    settings["processes"] = config.processes
+    stage: RewardConfig = build_section(config, RewardConfig, "reward", folder / "reward", settings)
+    return stage
+
+
+def build_policy_stage(
+    config: RunConfig, name: str, folder: Path, prompts: Sequence[Path], continued: Path | None = None
+) -> PPOConfig:
+    """Return the config of `ppo` or `ppo_ptx`, from the SFT start or continued from a policy with it as reference."""
+    start = str(config.out / "start")
+    settings: dict[str, Any] = {"policy": start, "reward": folder / "reward", "prompts": tuple(prompts)}
+    if continued is not None:
+        settings |= {"policy": str(continued), "reference": start}
+    if name == "ppo_ptx":
+        settings["pretraining"] = get_input_files(config)["corpus"]
+    stage: PPOConfig = build_section(config, PPOConfig, name, folder / name, settings)
+    return stage
+
+
+def build_rounds(config: RunConfig) -> list[Round]:
+    """Return the rounds of a run, with the control last."""
+    if config.rounds == 1:
+        files, start = get_world_files(config.out / "world"), config.out / "start"
+        settings = {"policy": str(start), "base": str(config.out / "base"), "prompts": files["reward"]}
+        return [
+            Round(
+                name="",
+                folder=config.out,
+                seed=config.seed,
+                index=0,
+                prompts=files["reward"],
+                ppo_prompts=files["ppo"],
+                candidates=build_section(config, CandidatesConfig, "candidates", config.out / "world", settings),
+                rankings=files["rankings"],
+                heldout_rankings=files["heldout_rankings"],
+                reward=build_reward_stage(config, config.out, start, [files["rankings"]]),
+                policies={name: build_policy_stage(config, name, config.out, [files["ppo"]]) for name in POLICIES},
+            )
+        ]
+    rounds: list[Round] = []
+    for number in range(1, config.rounds + 1):
+        rounds.append(build_round(config, rounds, round_directory_name(number)))
+    return rounds + ([build_control(config, rounds)] if config.one_round_control else [])
+
+
+def build_round(config: RunConfig, earlier: Sequence[Round], name: str) -> Round:
+    """Return the round after `earlier`."""
+    folder, start = config.out / name, config.out / "start"
+    rankings, ppo_prompts = folder / "rankings" / "rankings.jsonl", folder / "prompts" / "ppo.jsonl"
+    reward_base, reward_rankings = start, [*(each.rankings for each in earlier), rankings]
+    if earlier and config.round_reward == "continued":
+        reward_base = earlier[-1].reward.out
+    if config.round_reward != "all":
+        reward_rankings = [rankings]
+    continued: Mapping[str, PPOConfig] = earlier[-1].policies if earlier and config.round_policy == "continued" else {}
+    policies = {
+        policy: build_policy_stage(config, policy, folder, [ppo_prompts], continued[policy].out if continued else None)
+        for policy in POLICIES
+    }
+    return Round(
+        name=name,
+        folder=folder,
+        seed=config.seed + _ROUND_SEEDS * len(earlier),
+        index=len(earlier),
+        prompts=folder / "prompts" / "reward.jsonl",
+        ppo_prompts=ppo_prompts,
+        candidates=build_candidates_stage(config, folder, earlier),
+        rankings=rankings,
+        heldout_rankings=folder / "rankings" / "heldout_rankings.jsonl",
+        reward=build_reward_stage(config, folder, reward_base, reward_rankings),
+        policies=policies,
+    )
+
+
+def build_candidates_stage(config: RunConfig, folder: Path, earlier: Sequence[Round]) -> CandidatesConfig:
+    """Return the config of a round's candidates: by the newest policy, the one before, the SFT start and the base.
+
+    Before the first round the newest policy is the SFT start, before the second it is the one before.
+    """
+    start = str(config.out / "start")
+    sources = [("start", start)]
+    sources += [(f"policy@{each.name}", str(each.policies[BEST_POLICY].out)) for each in earlier]
+    settings: dict[str, Any] = {"base": str(config.out / "base"), "prompts": folder / "prompts" / "reward.jsonl"}
+    settings |= dict(zip(("policy_name", "policy"), sources[-1], strict=True))
+    if len(sources) > 1:
+        settings["start"] = start
+    if len(sources) > 2:
+        settings |= dict(zip(("previous_name", "previous"), sources[-2], strict=True))
+    stage: CandidatesConfig = build_section(config, CandidatesConfig, "candidates", folder / "candidates", settings)
+    update: dict[str, Any] = {"seed": config.seed + _ROUND_SEEDS * len(earlier)}
+    if len(sources) == 2:
+        update["start_share"] = stage.start_share + stage.previous_share
+    return stage.model_copy(update=update)
+
+
+def build_control(config: RunConfig, rounds: Sequence[Round]) -> Round:
+    """Return one round with the prompts and as many rankings as `rounds`, all of completions that round 1 could have.
+
+    It has the rankings of round 1; its own are of completions by the SFT start for the prompts of the later rounds.
+    Its policies start as round 1's and see the prompts of the last round, or where rounds continue those of all rounds
+    and as many episodes.
+    """
+    name = control_directory_name(len(rounds))
+    folder, first, last = config.out / name, rounds[0], rounds[-1]
+    rankings = folder / "rankings" / "rankings.jsonl"
+    candidates = first.candidates.model_copy(
+        update={
+            "out": folder / "candidates",
+            "prompts": folder / "prompts" / "reward.jsonl",
+            "seed": config.seed + _ROUND_SEEDS * len(rounds),
+        }
+    )
+    ppo_prompts, policies = [last.ppo_prompts], {}
+    if config.round_policy == "continued":
+        ppo_prompts = [each.ppo_prompts for each in rounds]
+    for policy in POLICIES:
+        stage = build_policy_stage(config, policy, folder, ppo_prompts)
+        policies[policy] = stage.model_copy(update={"episodes": stage.episodes * len(ppo_prompts)})
+    return Round(
+        name=name,
+        folder=folder,
+        seed=candidates.seed,
+        index=len(rounds),
+        prompts=candidates.prompts,
+        ppo_prompts=last.ppo_prompts,
+        candidates=candidates,
+        rankings=rankings,
+        heldout_rankings=first.heldout_rankings,
+        reward=build_reward_stage(config, folder, config.out / "start", [first.rankings, rankings]),
+        policies=policies,
+        is_control=True,
+    )
+
+
+def check_rounds_extend(config: RunConfig) -> None:
+    """Raise InputError where a run that stands there cannot go on to these rounds: more can be added to several."""
+    recorded = recorded_rounds(config)
+    if recorded is None or not config.resume or recorded == config.rounds or 1 < recorded < config.rounds:
+        return
+    if recorded > config.rounds > 1:
+        problem = f"has {recorded} rounds already; give --rounds {recorded} or more"
+    else:
+        problem = f"was begun with --rounds {recorded}, whose directories are not those of --rounds {config.rounds}"
+    raise InputError(f"{config.out}: {problem}, or choose another --out")
+
+
+def has_new_rounds(config: RunConfig) -> bool:
+    """Return whether a finished run lacks rounds or the control."""
+    settings = (read_run_record(config.out) or {}).get("config", {})
+    lacks_control = config.one_round_control and not settings.get("one_round_control")
+    return lacks_control or (recorded_rounds(config) or config.rounds) < config.rounds
+
+
+def recorded_rounds(config: RunConfig) -> int | None:
+    """Return the rounds of the run that stands in the run directory, None without one."""
+    record = read_run_record(config.out)
+    return None if record is None else int(record["config"].get("rounds", 1))
+
+
+def get_input_files(config: RunConfig) -> dict[str, tuple[Path, ...]]:
+    """Return the input files of the stages, which the small world may still have to write."""
+    if not config.corpus:
+        return {name: (file,) for name, file in get_world_files(config.out / "world").items()}
+    names = ("corpus", "demonstrations", "rankings")
+    files = {name: tuple(config.data / path for path in getattr(config, name)) for name in names}
+    prompts = tuple(config.data / path for path in config.prompts) or files["demonstrations"]
+    return files | {"prompts": prompts, "ppo": (config.out / "prompts" / "training.jsonl",)}
+
+
+def get_world_files(folder: Path) -> dict[str, Path]:
+    names = ("corpus", "demonstrations", "rankings", "heldout_rankings", "reward", "ppo", "validation", "test")
+    return {name: folder / f"{name}.jsonl" for name in names}
