@@ -188,6 +188,7 @@ COMMANDS = (
         "create a batch on a site from files or from models",
         loads_torch=False,
     ),
+    Command("serve", "serve.EndpointConfig", "serve.cli", "serve models to any OpenAI client"),
     Command(
         "completion",
         "run.CompletionConfig",

@@ -192,11 +192,11 @@ def test_equal_prompts_are_prefilled_once(models, limit_rows, monkeypatch, rows,
         for row in range(len(prompts))
     ]
     seen = []
-    prefill = decoder.Decoder._prefill
+    prefill = decoder.prefill
     monkeypatch.setattr(
-        decoder.Decoder,
-        "_prefill",
-        lambda self, model, parts: (seen.extend(len(p) for p, _ in parts), prefill(self, model, parts)),
+        decoder,
+        "prefill",
+        lambda model, cache, parts: (seen.extend(len(p) for p, _ in parts), prefill(model, cache, parts)),
     )
     limit_rows(rows)
     assert_same_samples(sample_tokens(model, prompts, stop_tokens=(eos,), max_tokens=TOKENS, seed=2), alone)

@@ -22,13 +22,13 @@ from instructgpt.evaluate.judges.truthfulqa_judge import JUDGE_QUESTIONS, find_j
 from instructgpt.evaluate.lm_harness import LMHarness
 from instructgpt.evaluate.output import add_result_rows, cache_folder, resolve_results_path, row_key, sort_rows
 from instructgpt.evaluate.precomputed import measure_precomputed, resolve_completion_files
-from instructgpt.evaluate.preference_inputs import parse_named_models
 from instructgpt.evaluate.preference_run import run_preference_evaluation
 from instructgpt.evaluate.reward.run import run_reward_model_evaluation
 from instructgpt.evaluate.reward.scores import load_cached_reward_model
 from instructgpt.evaluate.tasks import EVAL_TASKS
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, ModelReply, generate_reply_fields
 from instructgpt.evaluate.tasks.real_toxicity import require_scorer
+from instructgpt.models.loading import parse_named_models
 from instructgpt.models.policy import pick_device
 from instructgpt.results import ResultRow
 from instructgpt.run.directory import console, content_hash

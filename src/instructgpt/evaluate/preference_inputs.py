@@ -15,6 +15,7 @@ from instructgpt.evaluate.datasets import parse_data_sources
 from instructgpt.evaluate.inference import load_cached_model
 from instructgpt.evaluate.tasks.base import EvalSettings, subsample
 from instructgpt.io import SkippedLines, iter_rows, skip_or_raise
+from instructgpt.models.loading import parse_named_models
 from instructgpt.models.policy import context_length, pick_device
 from instructgpt.records import Completion, Prompt, Ranking, read_all_records, validate_record, write_records
 from instructgpt.run.directory import console, content_hash
@@ -177,16 +178,3 @@ def _complete_prompts(
     for index, completion in zip(fitting, completions, strict=True):
         results[index] = (completion.text.strip(), "stop" if completion.finished else "length")
     return results
-
-
-def parse_named_models(models: Sequence[str]) -> dict[str, str]:
-    """Return {name: source} of NAME=MODEL arguments. Raise InputError if two models have the same name."""
-    sources: dict[str, str] = {}
-    for argument in models:
-        name, _, source = argument.rpartition("=")
-        name = name or Path(source).name
-        if name in sources:
-            hint = f"name them: --model first={sources[name]} second={source}"
-            raise InputError(f"evaluate: two models have the name '{name}'; {hint}")
-        sources[name] = source
-    return sources

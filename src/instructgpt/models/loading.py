@@ -6,7 +6,7 @@ import functools
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,19 @@ ADAPTER_CONFIG = "adapter_config.json"
 _HUB_TIMEOUT_S = 10.0
 """Seconds the hub may take to answer before the download cache is used alone."""
 _SAVED_DTYPE_KEY, _NOTICES_KEY = "_instructgpt_saved_dtype", "_instructgpt_notices"
+
+
+def parse_named_models(models: Sequence[str]) -> dict[str, str]:
+    """Return {name: source} of NAME=MODEL arguments. Raise InputError if two models have the same name."""
+    sources: dict[str, str] = {}
+    for argument in models:
+        name, _, source = argument.rpartition("=")
+        name = name or Path(source).name
+        if name in sources:
+            hint = f"name them: --model first={sources[name]} second={source}"
+            raise InputError(f"--model: two models have the name '{name}'; {hint}")
+        sources[name] = source
+    return sources
 
 
 @functools.cache

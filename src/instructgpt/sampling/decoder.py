@@ -103,6 +103,46 @@ def sample_with_logp(logits: Tensor, uniforms: Tensor, params: SamplingParams) -
     return tokens, probabilities.gather(1, tokens[:, None])[:, 0].log()
 
 
+def prefill(model: Any, cache: StaticKVCache, prefixes: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
+    """Compute different prompts without their last tokens, and write keys and values of each to its slots."""
+    batch = collate([TokenizedExample(list(prefix), []) for prefix, _ in prefixes])
+    copies = [(span, slot) for span, (_, slots) in zip(batch.spans, prefixes, strict=True) for slot in slots]
+    token_index = torch.cat([torch.arange(span.start, span.end) for span, _ in copies])
+    rows = torch.cat([torch.full((span.end - span.start,), slot) for span, slot in copies])
+    columns = batch.position_ids[token_index]
+    device = compute_device(model)
+    inputs: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+    if model.config._attn_implementation == PACKED_ATTENTION:
+        is_identity = torch.equal(token_index, torch.arange(len(batch.input_ids)))
+        inputs |= {"layout": get_attention_layout(batch), "attention_mask": no_mask(device)}
+        inputs |= {"input_ids": batch.input_ids[None], "position_ids": batch.position_ids[None].to(device)}
+    else:
+        padded_index, flat_index = padded_rows(batch)
+        is_identity, token_index = False, flat_index[token_index]
+        inputs["input_ids"] = batch.input_ids[padded_index]
+    inputs["input_ids"] = inputs["input_ids"].to(device)
+    cache.write_prompts(None if is_identity else token_index.to(device), rows.to(device), columns.to(device))
+    call_sharded(model, lambda: get_backbone(model)(**inputs))
+
+
+def next_token_logits(
+    model: Any, cache: StaticKVCache, window: AttentionWindow, tokens: Tensor, positions: Tensor, width: int
+) -> Tensor:
+    """Feed one token to each of the first n slots, at its position, and return the next token's logits.
+
+    tokens (n,), positions (n,) -> (n, V). Rows see the first `width` columns of their slots.
+    """
+    cache.write_tokens(torch.arange(len(tokens), device=tokens.device), positions, width)
+    states = get_backbone(model)(
+        input_ids=tokens[:, None],
+        position_ids=positions[:, None],
+        attention_mask=decode_mask(window, positions, width, model.dtype),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return compute_logits(model, states[:, -1])
+
+
 class Decoder:
     """Slots and the state of their rows; rows are in the first `num_rows` slots."""
 
@@ -155,7 +195,7 @@ class Decoder:
         device = self.next_input.device
         prefixes = list(slots_by_prefix.items())
         for group in microbatches([len(prompt) for prompt, _ in prefixes], token_budget(device)):
-            self._prefill(model, [prefixes[index] for index in group])
+            prefill(model, self.cache, [prefixes[index] for index in group])
         rows = slice(self.num_rows, self.num_rows + len(prompts))
         self.next_input[rows] = torch.tensor([prompt[-1] for prompt in prompts], device=device)
         self.next_position[rows] = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
@@ -164,27 +204,6 @@ class Decoder:
         self.uniforms[rows] = uniforms.to(device)
         self.max_columns[rows] = [len(prompt) for prompt in prompts]
         self.num_rows += len(prompts)
-
-    def _prefill(self, model: Any, prefixes: Sequence[tuple[tuple[int, ...], list[int]]]) -> None:
-        """Compute different prompts without their last tokens, and write keys and values of each to its slots."""
-        batch = collate([TokenizedExample(list(prefix), []) for prefix, _ in prefixes])
-        copies = [(span, slot) for span, (_, slots) in zip(batch.spans, prefixes, strict=True) for slot in slots]
-        token_index = torch.cat([torch.arange(span.start, span.end) for span, _ in copies])
-        rows = torch.cat([torch.full((span.end - span.start,), slot) for span, slot in copies])
-        columns = batch.position_ids[token_index]
-        device = self.next_input.device
-        inputs: dict[str, Any] = {"past_key_values": self.cache, "use_cache": True}
-        if model.config._attn_implementation == PACKED_ATTENTION:
-            is_identity = torch.equal(token_index, torch.arange(len(batch.input_ids)))
-            inputs |= {"layout": get_attention_layout(batch), "attention_mask": no_mask(device)}
-            inputs |= {"input_ids": batch.input_ids[None], "position_ids": batch.position_ids[None].to(device)}
-        else:
-            padded_index, flat_index = padded_rows(batch)
-            is_identity, token_index = False, flat_index[token_index]
-            inputs["input_ids"] = batch.input_ids[padded_index]
-        inputs["input_ids"] = inputs["input_ids"].to(device)
-        self.cache.write_prompts(None if is_identity else token_index.to(device), rows.to(device), columns.to(device))
-        call_sharded(model, lambda: get_backbone(model)(**inputs))
 
     def step_all(self, model: Any) -> None:
         """Sample one more token for every row."""
@@ -201,16 +220,10 @@ class Decoder:
         """Feed the first `rows` slots their next token and sample. Slots with finished rows do not change."""
         positions, num_sampled = self.next_position[:rows], self.num_sampled[:rows]
         alive, slot_index = self.alive[:rows], self.slot_index[:rows]
-        self.cache.write_tokens(slot_index, positions, width)
-        states = get_backbone(model)(
-            input_ids=self.next_input[:rows, None],
-            position_ids=positions[:, None],
-            attention_mask=decode_mask(self.attention_window, positions, width, model.dtype),
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
+        tokens = self.next_input[:rows]
+        logits = next_token_logits(model, self.cache, self.attention_window, tokens, positions, width)
         uniforms = self.uniforms[slot_index, num_sampled.clamp_max(self.max_tokens - 1)]
-        next_tokens, logp = sample_with_logp(compute_logits(model, states[:, -1]), uniforms, self.params)
+        next_tokens, logp = sample_with_logp(logits, uniforms, self.params)
         column = num_sampled.where(alive, self.max_tokens)
         self.sampled_tokens[slot_index, column] = next_tokens
         self.sampled_logp[slot_index, column] = logp

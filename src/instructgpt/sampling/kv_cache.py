@@ -75,6 +75,16 @@ class StaticKVCache(transformers.Cache):  # type: ignore[misc]
                 for source, target in zip(sources, targets, strict=True):
                     buffer[target, :, :num_columns] = buffer[source, :, :num_columns]
 
+    def resize(self, num_slots: int, width: int) -> None:
+        """Change the number of slots and columns. What lies in the remaining ones is kept."""
+        slots, columns = min(num_slots, self.num_slots), min(width, self.width)
+        for index, layer in enumerate(self.key_values):
+            resized = tuple(x.new_zeros(num_slots, x.shape[1], width, x.shape[3]) for x in layer)
+            for target, source in zip(resized, layer, strict=True):
+                target[:slots, :, :columns] = source[:slots, :, :columns]
+            self.key_values[index] = (resized[0], resized[1])
+        self.num_slots, self.width = num_slots, width
+
     def bytes_per_token(self) -> int:
         """Return the bytes of one column of one slot in all layers."""
         return sum(x.element_size() * x.shape[1] * x.shape[3] for layer in self.key_values for x in layer)

@@ -15,12 +15,13 @@ from instructgpt.errors import InputError
 from instructgpt.evaluate.aggregate import make_row
 from instructgpt.evaluate.cache import ResultCache
 from instructgpt.evaluate.comparison_settings import ComparisonSettings
-from instructgpt.evaluate.preference_inputs import parse_named_models, resolve_data_files, subsample_prompts
+from instructgpt.evaluate.preference_inputs import resolve_data_files, subsample_prompts
 from instructgpt.evaluate.reward import reward_bench
 from instructgpt.evaluate.reward.calibration import reliability_curve
 from instructgpt.evaluate.reward.metrics import REWARD_MODEL_EVALUATION, ScoredRanking, measure, score_gaps
 from instructgpt.evaluate.reward.scores import attach_reward_scores, cached_reward_scores
 from instructgpt.io import SkippedLines, iter_rows, skip_or_raise
+from instructgpt.models.loading import parse_named_models
 from instructgpt.models.policy import pick_device
 from instructgpt.records import Ranking, validate_record, write_records
 from instructgpt.results import ResultRow

@@ -1,0 +1,102 @@
+"""The command `serve`.
+
+instructgpt serve --model runs/demo/ppo_ptx
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+import torch
+import uvicorn
+
+from instructgpt.errors import InputError
+from instructgpt.models.loading import load_model_config, parse_named_models
+from instructgpt.models.policy import pick_device
+from instructgpt.serve.app import EndpointState, create_app, is_loopback
+from instructgpt.serve.configs import EndpointConfig
+from instructgpt.serve.generation import GenerationLimits
+from instructgpt.serve.served_model import ServedModel
+
+
+def main(config: EndpointConfig) -> None:
+    """Serve models until the command is stopped.
+
+    Raises:
+        InputError: a model cannot be loaded, or the address cannot be used.
+    """
+    if not is_loopback(config.host):
+        raise InputError(f"--host {config.host}: without keys only a loopback address can be served")
+    sources = parse_named_models(config.model)
+    device = pick_device(config.device)
+    for source in sources.values():
+        load_model_config(source)  # a wrong path is reported before the address is taken
+    state = EndpointState(limits=GenerationLimits(timeout_s=config.timeout))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(state),
+            log_config=None,  # uvicorn's configuration would close all other log handlers of the process
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=5,
+        )
+    )
+    with bind_socket(config.host, config.port) as listener:
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        print(f"endpoint: http://{host}:{listener.getsockname()[1]}/v1 (Ctrl-C stops it)", flush=True)
+        loader = _Loader(state, sources, device, config, server)
+        loader.start()
+        # uvicorn shuts down gracefully on Ctrl-C and then raises the signal again
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
+    loader.join()
+    for model in state.models.values():
+        model.engine.close()
+    if loader.error is not None:
+        raise loader.error
+    print("stopped")
+
+
+class _Loader(threading.Thread):
+    """Loads the models while the server already answers 503; stops the server where one cannot be loaded."""
+
+    def __init__(
+        self,
+        state: EndpointState,
+        sources: dict[str, str],
+        device: torch.device,
+        config: EndpointConfig,
+        server: uvicorn.Server,
+    ) -> None:
+        super().__init__(name="loader")
+        self.state, self.sources, self.device, self.config, self.server = state, sources, device, config, server
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            for name, source in self.sources.items():
+                if self.server.should_exit:
+                    return
+                model = ServedModel.load(name, source, self.device, self.config.max_rows, self.config.max_waiting)
+                self.state.models[name] = model
+                print(f"{name}: {model.tokenizer.describe()}; context {model.context}", flush=True)
+            self.state.is_ready = True
+            print("ready", flush=True)
+        except Exception as error:  # the main thread raises it
+            self.error = error
+            self.server.should_exit = True
+
+
+def bind_socket(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises InputError where the address cannot be used."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2_048)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(
+            f"--host {host} --port {port}: cannot listen there ({reason}); try another address or port"
+        ) from error

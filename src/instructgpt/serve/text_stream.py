@@ -1,0 +1,132 @@
+"""Tokens to text while they are sampled: never half a character, and never a part of a stop string."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_REPLACEMENT = "\ufffd"
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+_MAX_INCOMPLETE = 12
+"""Replacement characters at the end of a text that may still become characters; more are the model's garbage."""
+
+
+class TextStream:
+    """Decodes one completion token by token.
+
+    Attributes:
+        stop_text: the stop string that ended the completion, or None.
+    """
+
+    def __init__(self, hf_tokenizer: Any, stop: Sequence[str]) -> None:
+        self._hf_tokenizer, self._stop = hf_tokenizer, tuple(stop)
+        self._window: list[int] = []  # tokens whose text may change with the next ones, and some before as context
+        self._window_length = 0  # characters of the window's text that are in `_text`
+        self._num_context = 0  # tokens of the window whose text is complete
+        self._text = ""  # complete characters, stop string excluded
+        self._num_emitted = 0
+        self.stop_text: str | None = None
+
+    @property
+    def text_length(self) -> int:
+        """Characters decoded, those held back included."""
+        return len(self._text)
+
+    @property
+    def num_emitted(self) -> int:
+        """Characters that have been returned."""
+        return self._num_emitted
+
+    @property
+    def text(self) -> str:
+        return self._text
+
+    def push(self, token: int) -> str:
+        """Add a token; return the text that is certain now, perhaps none. Sets `stop_text` at a stop string."""
+        self._window.append(token)
+        decoded = self._decode(self._window)
+        complete = decoded.rstrip(_REPLACEMENT)
+        if len(decoded) - len(complete) > _MAX_INCOMPLETE:
+            complete = decoded[:-_MAX_INCOMPLETE]
+        if len(complete) > self._window_length:
+            self._append(complete[self._window_length :])
+            self._window_length = len(complete)
+        if complete == decoded and (context := self._decode(self._window[self._num_context :])):
+            # the new tokens become the context of the next: decoders strip or join at the beginning of a text
+            self._window = self._window[self._num_context :]
+            self._num_context = len(self._window)
+            self._window_length = len(context)
+        return self._take(len(self._text) if self.stop_text is not None else len(self._text) - self._num_held_back())
+
+    def finish(self) -> str:
+        """Return what was held back as the possible beginning of a stop string."""
+        return self._take(len(self._text))
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        text: str = self._hf_tokenizer.decode(
+            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def _append(self, addition: str) -> None:
+        """Append text, and cut it at the first stop string."""
+        longest = max(map(len, self._stop), default=0)
+        start = max(0, len(self._text) - longest + 1)
+        self._text += addition
+        places = [(place, stop) for stop in self._stop if (place := self._text.find(stop, start)) >= 0]
+        if places:
+            place, self.stop_text = min(places)
+            self._text = self._text[:place]
+
+    def _num_held_back(self) -> int:
+        """Return how many last characters may begin a stop string."""
+        longest = max(map(len, self._stop), default=0)
+        for count in range(min(longest - 1, len(self._text) - self._num_emitted), 0, -1):
+            ending = self._text[-count:]
+            if any(stop.startswith(ending) for stop in self._stop):
+                return count
+        return 0
+
+    def _take(self, end: int) -> str:
+        addition = self._text[self._num_emitted : end]
+        self._num_emitted = max(self._num_emitted, end)
+        return addition
+
+
+class TokenTexts:
+    """The text and the bytes of single tokens."""
+
+    def __init__(self, hf_tokenizer: Any) -> None:
+        self._hf_tokenizer = hf_tokenizer
+        self._added = {index: token.content for index, token in hf_tokenizer.added_tokens_decoder.items()}
+        self._is_byte_level = '"ByteLevel"' in hf_tokenizer.backend_tokenizer.to_str()
+        self._byte_of_character = _byte_level_alphabet() if self._is_byte_level else {}
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes of a token, a space in front included."""
+        if token in self._added:
+            return str(self._added[token]).encode()
+        piece = self._hf_tokenizer.convert_ids_to_tokens(token)
+        if piece is None:
+            return b""  # the model has more embeddings than the tokenizer has tokens
+        if self._is_byte_level:
+            return bytes(self._byte_of_character[character] for character in piece)
+        if match := _BYTE_PIECE.fullmatch(piece):
+            return bytes([int(match[1], 16)])
+        return str(piece).replace("\u2581", " ").encode()
+
+    def token_text(self, token: int) -> str:
+        """Return the token as text; one that is not whole characters as `bytes:\\xNN`, as OpenAI's API does."""
+        encoded = self.token_bytes(token)
+        try:
+            return encoded.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in encoded)
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """Return the byte that each character of a byte-level vocabulary stands for (GPT-2's table)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
