@@ -190,6 +190,22 @@ COMMANDS = (
     ),
     Command("serve", "serve.EndpointConfig", "serve.cli", "serve models to any OpenAI client"),
     Command(
+        "serve keys",
+        "serve.ServeKeysConfig",
+        "serve.administration:manage_keys",
+        "add, revoke or list the keys of an endpoint",
+        positional="action",
+        loads_torch=False,
+    ),
+    Command(
+        "serve log",
+        "serve.ServeLogConfig",
+        "serve.administration:manage_log",
+        "count or delete the requests that an endpoint has kept",
+        positional="action",
+        loads_torch=False,
+    ),
+    Command(
         "completion",
         "run.CompletionConfig",
         "completion",

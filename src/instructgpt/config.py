@@ -216,7 +216,7 @@ def make_config(
     except ValidationError as error:
         raise InputError(f"{source}: {_format_option_error(error)}") from error
     # Only options set outside the preset count as set when looking for ineffective ones.
-    for message in config_class.model_construct(set(settings), **dict(config)).ineffective_options():
+    for message in config_class.model_construct(set(settings), **dict(iter(config))).ineffective_options():
         raise InputError(f"{source}: {message}")
     return config
 

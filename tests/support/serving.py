@@ -18,6 +18,7 @@ import uvicorn
 from instructgpt.serve.app import EndpointState, create_app
 from instructgpt.serve.cli import bind_socket
 from instructgpt.serve.served_model import ServedModel
+from instructgpt.serve.upstream import Upstream
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,11 @@ def serve_app(app: Any) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def run_endpoint(sources: Mapping[str, Path | str], max_rows: int = 64, max_waiting: int = 256) -> Iterator[Endpoint]:
+def run_endpoint(
+    sources: Mapping[str, Path | str], max_rows: int = 64, max_waiting: int = 256, state: EndpointState | None = None
+) -> Iterator[Endpoint]:
     """Serve models by their names."""
-    state = EndpointState()
+    state = state or EndpointState()
     for name, source in sources.items():
         state.models[name] = ServedModel.load(name, str(source), torch.device("cpu"), max_rows, max_waiting)
     state.is_ready = True
@@ -80,3 +83,12 @@ def run_endpoint(sources: Mapping[str, Path | str], max_rows: int = 64, max_wait
     finally:
         for model in state.models.values():
             model.engine.close()
+
+
+@contextlib.contextmanager
+def run_upstream(url: str, state: EndpointState | None = None) -> Iterator[Endpoint]:
+    """Serve what another endpoint answers."""
+    state = state or EndpointState()
+    state.upstream = Upstream(f"{url}/v1", None, 60.0)
+    with serve_app(create_app(state)) as front, httpx.Client(base_url=front, timeout=60) as client:
+        yield Endpoint(front, state, client)

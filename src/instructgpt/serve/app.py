@@ -1,39 +1,46 @@
-"""The HTTP endpoint: OpenAI's routes, the tokenizer, health."""
+"""The HTTP endpoint: OpenAI's routes, the tokenizer, health, metrics; from our models or the server behind this one."""
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import json
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from instructgpt.errors import one_line
-from instructgpt.records import Message
 from instructgpt.serve.errors import APIError, error_body, invalid_field
-from instructgpt.serve.generation import Generation, GenerationLimits, internal_error
+from instructgpt.serve.gate import Gate, GuardMiddleware, error_response
+from instructgpt.serve.generation import Generation, GenerationLimits
+from instructgpt.serve.metrics import RequestCounts, format_metrics
 from instructgpt.serve.request_fields import ChatFields, GenerationFields, TextFields, parse_fields, parse_messages
 from instructgpt.serve.served_model import ServedModel
+from instructgpt.serve.storage import Storage, generated_requests, passed_requests
+from instructgpt.serve.upstream import CollectedAnswer, Upstream, passed_headers
 
 _LOADING_RETRY_S = 2
+_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_CLIENT_GONE = 499
+"""Nobody reads this answer; it is in the counters."""
 
 
 @dataclass(slots=True)
 class EndpointState:
-    """What the routes share. `models` is empty while they are loaded."""
+    """What the routes share. `models` is empty while they are loaded, and with `upstream`."""
 
     models: dict[str, ServedModel] = field(default_factory=dict)
     is_ready: bool = False
+    gate: Gate = field(default_factory=Gate)
     limits: GenerationLimits = field(default_factory=GenerationLimits)
-    max_body_bytes: int = 4 * 2**20
-    loopback_only: bool = True
-    """Whether requests must name a loopback host: without keys, no web page may reach the server by another name."""
+    upstream: Upstream | None = None
+    storage: Storage = field(default_factory=lambda: Storage(None))
+    shows_metrics: bool = False
+    counts: RequestCounts = field(default_factory=Counter)
 
     def get_model(self, name: str | None) -> ServedModel:
         """Return a model by its name, or the first one.
@@ -42,30 +49,38 @@ class EndpointState:
             APIError: there is no such model, or models are still loading.
         """
         if not self.is_ready:
-            raise APIError(
-                503, "the models are loading", code="model_loading", headers={"Retry-After": str(_LOADING_RETRY_S)}
-            )
+            headers = {"Retry-After": str(_LOADING_RETRY_S)}
+            raise APIError(503, "the models are loading", code="model_loading", headers=headers)
         if name is None:
             return next(iter(self.models.values()))
         if name not in self.models:
-            names = ", ".join(self.models)
-            message = f"there is no model '{name[:200]}'; models: {names}"
+            message = f"there is no model '{name[:200]}'; models: {', '.join(self.models)}"
             raise APIError(404, message, param="model", code="model_not_found")
         return self.models[name]
 
 
 def create_app(state: EndpointState) -> FastAPI:
     """Return the application."""
-    app = FastAPI(title="instructgpt", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        if state.upstream is not None:
+            await state.upstream.client.aclose()
+
+    app = FastAPI(title="instructgpt", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.endpoint = state
     app.add_exception_handler(APIError, _answer_api_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_internal_error)
-    app.middleware("http")(_refuse_foreign_pages)
+    paths = frozenset((*_POST_ROUTES, *_GET_ROUTES))
+    app.add_middleware(GuardMiddleware, gate=state.gate, counts=state.counts, paths=paths)
     for path, handler in _POST_ROUTES.items():
         app.add_api_route(path, handler, methods=["POST"])
     for path, handler in _GET_ROUTES.items():
         app.add_api_route(path, handler, methods=["GET"])
+    if state.shows_metrics:
+        app.add_api_route("/metrics", show_metrics, methods=["GET"])
     return app
 
 
@@ -74,33 +89,9 @@ def _state(request: Request) -> EndpointState:
     return state
 
 
-async def _refuse_foreign_pages(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Refuse requests that a browser sends for the page of another site."""
-    host = request.headers.get("host", "")
-    origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host:
-        return _error_response(APIError(403, "requests from pages of other sites are refused", code="cross_origin"))
-    if _state(request).loopback_only and not is_loopback(urlsplit(f"//{host}").hostname or ""):
-        message = "without keys only loopback addresses are served; make a key with 'instructgpt serve keys add'"
-        return _error_response(APIError(403, message, code="not_loopback"))
-    return await call_next(request)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host name or address is this machine's own."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _error_response(error: APIError) -> JSONResponse:
-    return JSONResponse(error.body, error.status, headers=error.headers)
-
-
 async def _answer_api_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, APIError)
-    return _error_response(error)
+    return error_response(error)
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
@@ -110,62 +101,69 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _answer_internal_error(_: Request, error: Exception) -> Response:
-    return JSONResponse(internal_error(f"{type(error).__name__}: {one_line(error, 200)}"), 500)
+    message = f"{type(error).__name__}: {one_line(error, 200)}"
+    return JSONResponse(error_body(500, message, code="internal_error"), 500)
 
 
-async def read_body(request: Request) -> Any:
-    """Return the JSON of a request.
-
-    Raises:
-        APIError: it is too large, or no JSON.
-    """
-    limit = _state(request).max_body_bytes
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > limit:
-            raise APIError(413, f"the request is larger than {limit} bytes", code="request_too_large")
-    try:
-        value = json.loads(body, parse_constant=_refuse_constant)
-        if b"\\ud" in body.lower():
-            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
-    except (ValueError, RecursionError) as error:
-        raise APIError(400, f"the body is not valid JSON ({one_line(error, 100)})", code="invalid_json") from error
-    return value
+async def _read_request(request: Request) -> Any:
+    """Count a request against its key's rate, and return its JSON."""
+    gate = _state(request).gate
+    gate.check_rate(request.state.key)
+    return await gate.read_body(request)
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+# ---------------------------------------------------------------- completions
+
+
+async def create_chat_completion(request: Request) -> Response:
+    """Answer a conversation."""
+    return await _generate(request, ChatFields)
+
+
+async def create_completion(request: Request) -> Response:
+    """Continue texts."""
+    return await _generate(request, TextFields)
 
 
 async def _generate(request: Request, fields_class: type[GenerationFields]) -> Response:
     state = _state(request)
-    body = await read_body(request)
+    body = await _read_request(request)
+    if state.upstream is not None:
+        return await _pass_generation(request, state.upstream, body)
     model = state.get_model(_model_name(body))
-    fields = parse_fields(fields_class, body)
-    generation = Generation(model, fields, state.limits)
+    generation = Generation(model, parse_fields(fields_class, body), state.limits)
     generation.submit()
-    if fields.stream:
-        return StreamingResponse(_encoded(generation.stream()), media_type="text/event-stream", headers=_STREAM_HEADERS)
-    task = asyncio.create_task(generation.run())
-    disconnection = asyncio.create_task(_wait_for_disconnect(request))
+    if generation.fields.stream:
+        events = _stream_and_store(request, generation)
+        return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM_HEADERS)
+    answer = await _unless_disconnected(request, generation.run())
+    if answer is None:
+        return Response(status_code=_CLIENT_GONE)
+    await state.storage.keep(request, generated_requests(generation))
+    return JSONResponse(answer)
+
+
+async def _stream_and_store(request: Request, generation: Generation) -> AsyncIterator[bytes]:
+    """Yield a stream; what may be kept is on disk before the stream ends."""
+    last = b""
+    async for event in generation.stream():
+        if last:
+            yield last
+        last = event.encode()
+    await _state(request).storage.keep(request, generated_requests(generation))
+    yield last
+
+
+async def _unless_disconnected(request: Request, work: Awaitable[Any]) -> Any:
+    """Return the result, or None where the client goes before; the work is then cancelled."""
+    task = asyncio.ensure_future(work)
+    disconnection = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
         await asyncio.wait({task, disconnection}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            return Response(status_code=499)  # nobody reads it
-        return JSONResponse(task.result())
+        return task.result() if task.done() else None
     finally:
-        generation.cancel()
         for pending in (task, disconnection):
             pending.cancel()
-
-
-_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-
-
-async def _encoded(events: AsyncIterator[str]) -> AsyncIterator[bytes]:
-    async for event in events:
-        yield event.encode()
 
 
 async def _wait_for_disconnect(request: Request) -> None:
@@ -180,44 +178,96 @@ def _model_name(body: Any) -> str | None:
     return name
 
 
-async def create_chat_completion(request: Request) -> Response:
-    """Answer a conversation."""
-    return await _generate(request, ChatFields)
+# ---------------------------------------------------------------- the server behind this one
 
 
-async def create_completion(request: Request) -> Response:
-    """Continue texts."""
-    return await _generate(request, TextFields)
+async def _pass_generation(request: Request, upstream: Upstream, body: Any) -> Response:
+    if not isinstance(body, dict):
+        raise APIError(400, "expected a JSON object")
+    passed = {name: value for name, value in body.items() if name != "store"}  # kept here or nowhere
+    answer = await _unless_disconnected(request, upstream.open("POST", request.url.path, passed))
+    if answer is None:
+        return Response(status_code=_CLIENT_GONE)
+    collected = CollectedAnswer()
+    if answer.status_code == 200 and answer.headers.get("content-type", "").startswith("text/event-stream"):
+        events = _pass_stream(request, upstream.stream(answer, collected), body, collected)
+        return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM_HEADERS)
+    content = await _unless_disconnected(request, upstream.read(answer))
+    if content is None:
+        return Response(status_code=_CLIENT_GONE)
+    if answer.status_code == 200:
+        collected.add_whole(content)
+        await _state(request).storage.keep(request, passed_requests(body, collected))
+    return Response(content, answer.status_code, headers=passed_headers(answer))
+
+
+async def _pass_stream(
+    request: Request, parts: AsyncIterator[bytes], body: dict[str, Any], collected: CollectedAnswer
+) -> AsyncIterator[bytes]:
+    async for part in parts:
+        if collected.is_complete and body.get("store") is True and b"[DONE]" in part:
+            await _state(request).storage.keep(request, passed_requests(body, collected))
+            body = {}
+        yield part
+    await _state(request).storage.keep(request, passed_requests(body, collected))
+
+
+async def _pass(request: Request, upstream: Upstream, body: Any = None) -> Response:
+    """Pass a request that generates nothing."""
+    answer = await upstream.open(request.method, request.url.path, body, dict(request.query_params))
+    content = await upstream.read(answer)
+    return Response(content, answer.status_code, headers=passed_headers(answer))
+
+
+# ---------------------------------------------------------------- models, tokenizer, health
 
 
 async def list_models(request: Request) -> Response:
     """List the models with their contexts."""
     state = _state(request)
+    if state.upstream is not None:
+        return await _pass(request, state.upstream)
     state.get_model(None)
     return JSONResponse({"object": "list", "data": [model.describe() for model in state.models.values()]})
 
 
 async def retrieve_model(request: Request, name: str) -> Response:
     """Describe one model."""
-    return JSONResponse(_state(request).get_model(name).describe())
+    state = _state(request)
+    if state.upstream is not None:
+        return await _pass(request, state.upstream)
+    return JSONResponse(state.get_model(name).describe())
 
 
 async def check_health(request: Request) -> Response:
-    """Answer 200 when the models are loaded."""
+    """Answer 200 when the models are loaded, or the server behind this one answers."""
     state = _state(request)
+    if state.upstream is not None:
+        answer = await state.upstream.open("GET", "/v1/models")
+        await answer.aclose()
+        return JSONResponse({"status": "ok"}) if answer.status_code < 500 else Response(status_code=503)
     if not state.is_ready:
         return JSONResponse({"status": "loading"}, 503, headers={"Retry-After": str(_LOADING_RETRY_S)})
     return JSONResponse({"status": "ok", "models": list(state.models)})
 
 
+async def show_metrics(request: Request) -> Response:
+    """Show counters in Prometheus' text format."""
+    state = _state(request)
+    text = format_metrics(state.counts, {name: model.engine for name, model in state.models.items()})
+    return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+
 async def tokenize(request: Request) -> Response:
     """Turn a text or a conversation into token ids."""
-    body = await read_body(request)
-    model = _state(request).get_model(_model_name(body))
+    state = _state(request)
+    body = await state.gate.read_body(request)
+    if state.upstream is not None:
+        return await _pass(request, state.upstream, body)
+    model = state.get_model(_model_name(body))
     body = {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else {}
     if isinstance(body.get("messages"), list):
-        messages: tuple[Message, ...] = parse_messages(body["messages"])
-        tokens = list(model.encode_chat(messages))
+        tokens = list(model.encode_chat(parse_messages(body["messages"])))
     elif isinstance(body.get("prompt"), str):
         add_special_tokens = body.get("add_special_tokens", True) is not False
         tokens = model.tokenizer.hf_tokenizer.encode(body["prompt"], add_special_tokens=add_special_tokens)
@@ -231,8 +281,11 @@ async def tokenize(request: Request) -> Response:
 
 async def detokenize(request: Request) -> Response:
     """Turn token ids into text, special tokens included."""
-    body = await read_body(request)
-    model = _state(request).get_model(_model_name(body))
+    state = _state(request)
+    body = await state.gate.read_body(request)
+    if state.upstream is not None:
+        return await _pass(request, state.upstream, body)
+    model = state.get_model(_model_name(body))
     tokens = body.get("tokens") if isinstance(body, dict) else None
     if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
         raise invalid_field("tokens", "expected a list of token ids")
@@ -243,28 +296,24 @@ async def detokenize(request: Request) -> Response:
 
 async def describe_tokenizer(request: Request) -> Response:
     """Return the tokenizer's special tokens and chat template, so that clients need no download."""
-    model = _state(request).get_model(request.query_params.get("model"))
+    state = _state(request)
+    if state.upstream is not None:
+        return await _pass(request, state.upstream)
+    model = state.get_model(request.query_params.get("model"))
     tokenizer = model.tokenizer.hf_tokenizer
     tokens = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    return JSONResponse(
-        {
-            "tokenizer_class": type(tokenizer).__name__,
-            "model": model.name,
-            **tokens,
-            "model_max_length": model.context,
-            "chat_template": tokenizer.chat_template,
-        }
-    )
+    description = {"tokenizer_class": type(tokenizer).__name__, "model": model.name, **tokens}
+    return JSONResponse(description | {"model_max_length": model.context, "chat_template": tokenizer.chat_template})
 
 
-Handler = Callable[..., Awaitable[Response]]
-_POST_ROUTES: dict[str, Handler] = {
+_Handler = Callable[..., Awaitable[Response]]
+_POST_ROUTES: dict[str, _Handler] = {
     "/v1/chat/completions": create_chat_completion,
     "/v1/completions": create_completion,
     "/tokenize": tokenize,
     "/detokenize": detokenize,
 }
-_GET_ROUTES: dict[str, Handler] = {
+_GET_ROUTES: dict[str, _Handler] = {
     "/v1/models": list_models,
     "/v1/models/{name:path}": retrieve_model,
     "/health": check_health,

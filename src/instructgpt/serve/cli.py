@@ -6,6 +6,7 @@ instructgpt serve --model runs/demo/ppo_ptx
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 
@@ -15,25 +16,34 @@ import uvicorn
 from instructgpt.errors import InputError
 from instructgpt.models.loading import load_model_config, parse_named_models
 from instructgpt.models.policy import pick_device
-from instructgpt.serve.app import EndpointState, create_app, is_loopback
+from instructgpt.serve.app import EndpointState, create_app
 from instructgpt.serve.configs import EndpointConfig
+from instructgpt.serve.gate import Gate, is_loopback
 from instructgpt.serve.generation import GenerationLimits
+from instructgpt.serve.keys import KeyFile
+from instructgpt.serve.rate_limit import RateLimiter
+from instructgpt.serve.request_log import RequestLog
 from instructgpt.serve.served_model import ServedModel
+from instructgpt.serve.storage import Storage
+from instructgpt.serve.upstream import UPSTREAM_KEY_VARIABLE, Upstream
 
 
 def main(config: EndpointConfig) -> None:
-    """Serve models until the command is stopped.
+    """Serve models, or another server's, until the command is stopped.
 
     Raises:
         InputError: a model cannot be loaded, or the address cannot be used.
     """
-    if not is_loopback(config.host):
-        raise InputError(f"--host {config.host}: without keys only a loopback address can be served")
+    if bool(config.model) == bool(config.upstream):
+        raise InputError("serve: give --model DIR, or --upstream URL")
+    if config.keys is None and not is_loopback(config.host):
+        hint = "make one with 'instructgpt serve keys add --keys FILE --name N --owner O' and give --keys FILE"
+        raise InputError(f"--host {config.host}: other machines are served with keys only; {hint}")
     sources = parse_named_models(config.model)
     device = pick_device(config.device)
     for source in sources.values():
         load_model_config(source)  # a wrong path is reported before the address is taken
-    state = EndpointState(limits=GenerationLimits(timeout_s=config.timeout))
+    state = make_state(config)
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(state),
@@ -58,6 +68,21 @@ def main(config: EndpointConfig) -> None:
     if loader.error is not None:
         raise loader.error
     print("stopped")
+
+
+def make_state(config: EndpointConfig) -> EndpointState:
+    """Return what the routes share, without models."""
+    state = EndpointState(
+        gate=Gate(KeyFile(config.keys) if config.keys else None, RateLimiter(config.rate)),
+        limits=GenerationLimits(timeout_s=config.timeout),
+        storage=Storage(RequestLog(config.store) if config.store else None),
+        shows_metrics=config.metrics,
+    )
+    if config.upstream:
+        if not config.upstream.startswith(("http://", "https://")):
+            raise InputError(f"--upstream {config.upstream}: expected http://HOST:PORT/v1")
+        state.upstream = Upstream(config.upstream, os.environ.get(UPSTREAM_KEY_VARIABLE), config.timeout)
+    return state
 
 
 class _Loader(threading.Thread):

@@ -1,8 +1,10 @@
-"""Options of `serve`."""
+"""Options of `serve`, `serve keys` and `serve log`."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,10 +17,60 @@ class EndpointConfig(CommandConfig):
     stage: ClassVar[str] = "serve"
     interrupt_message: ClassVar[str] = "stopped"
 
-    model: tuple[str, ...] = Field(description="models to serve, by their names: [NAME=]DIR or a hub name")
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all interfaces")
+    model: tuple[str, ...] = Field((), description="models to serve, by their names: [NAME=]DIR or a hub name")
+    upstream: str | None = Field(
+        None,
+        description="address of another OpenAI-compatible server, such as http://127.0.0.1:8000/v1, that answers "
+        "instead of --model; its key is read from INSTRUCTGPT_UPSTREAM_KEY",
+    )
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all interfaces, with --keys only")
     port: int = Field(8001, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
+    keys: Path | None = Field(None, description="file of keys made by 'serve keys add'; without it no key is needed")
+    store: Path | None = Field(
+        None, description="directory for requests that say store: true, from keys whose owners agreed"
+    )
+    rate: int = Field(0, ge=0, description="requests a minute of each key; 0: any number")
     max_rows: int = Field(64, ge=1, description="completions computed at once; more wait")
     max_waiting: int = Field(256, ge=1, description="completions that may wait; more are refused with 503")
     timeout: float = Field(600.0, gt=0, description="seconds after which a request is ended")
+    metrics: bool = Field(False, description="show counters at /metrics in Prometheus' format")
     device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto takes a GPU when there is one")
+
+    def ineffective_options(self) -> Iterator[str]:
+        """Yield options that have no effect beside another one."""
+        if self.upstream is not None:
+            if self.model:
+                yield "--model has no effect with --upstream: the other server has the models"
+            yield from (
+                f"--{name.replace('_', '-')} has no effect with --upstream"
+                for name in ("device", "max_rows", "max_waiting")
+                if name in self.model_fields_set
+            )
+        if self.store is not None and self.keys is None:
+            yield "--store has no effect without --keys: only a key's owner can agree"
+
+
+class ServeKeysConfig(CommandConfig):
+    """Options of `serve keys`."""
+
+    stage: ClassVar[str] = "serve keys"
+
+    action: Literal["add", "revoke", "list"] = Field(description="add, revoke or list")
+    keys: Path = Field(description="file of keys")
+    name: str | None = Field(None, description="name of the key")
+    owner: str | None = Field(None, description="person or team that the key is for")
+    use_case: str = Field("", description="what the key is for; stored prompts carry it")
+    allow_store: bool = Field(False, description="the owner agreed that requests which say store: true are kept")
+
+
+class ServeLogConfig(CommandConfig):
+    """Options of `serve log`."""
+
+    stage: ClassVar[str] = "serve log"
+
+    action: Literal["counts", "delete", "expire"] = Field(
+        description="counts, delete (everything of --owner) or expire (older than --days)"
+    )
+    store: Path = Field(description="directory of kept requests")
+    owner: str | None = Field(None, description="whose requests are deleted")
+    days: int | None = Field(None, ge=0, description="how long requests are kept")

@@ -199,7 +199,8 @@ class Engine:
             QueueFullError: too many completions wait.
         """
         with self._condition:
-            if self.num_waiting and self.num_waiting + sum(request.n for request in requests) > self.max_waiting:
+            present = self.num_running + self.num_waiting
+            if present and present + sum(request.n for request in requests) > self.batch.max_rows + self.max_waiting:
                 raise QueueFullError
             self._new += requests
             self._condition.notify()

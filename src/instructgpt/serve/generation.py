@@ -21,7 +21,7 @@ from instructgpt.serve.engine import (
     PromptLogps,
     QueueFullError,
 )
-from instructgpt.serve.errors import APIError, error_body, invalid_field
+from instructgpt.serve.errors import APIError, invalid_field
 from instructgpt.serve.request_fields import ChatFields, GenerationFields, TextFields, parse_messages
 from instructgpt.serve.served_model import ServedModel
 
@@ -162,8 +162,3 @@ def _decode_prompt(model: ServedModel, ids: Sequence[int]) -> str:
 def format_event(body: dict[str, Any]) -> str:
     """Return a server-sent event."""
     return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
-
-
-def internal_error(message: str) -> dict[str, Any]:
-    """Return the body of an error that is not the client's."""
-    return error_body(500, message, code="internal_error")
