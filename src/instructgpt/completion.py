@@ -74,10 +74,16 @@ def _positional_choices(command: Command, name: str) -> tuple[str, ...]:
 
 
 def _first_words(commands: Sequence[Command]) -> dict[str, list[Command]]:
-    """Return the commands by their first word; a group has several."""
+    """Return the commands by their first word; a group has several.
+
+    A command that begins with another's name (`serve keys`) is left out: after `serve` its options are completed.
+    """
+    names = {command.name for command in commands}
     groups: dict[str, list[Command]] = {}
     for command in commands:
-        groups.setdefault(command.name.partition(" ")[0], []).append(command)
+        word, _, rest = command.name.partition(" ")
+        if not (rest and word in names):
+            groups.setdefault(word, []).append(command)
     return groups
 
 

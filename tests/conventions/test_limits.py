@@ -31,7 +31,7 @@ OTHER_WORDS = re.compile(
 """Words for which the project has another: prompt, completion, labeler, logp, policy,
 reference (`ref_logp` is a common formula's name).
 """
-DEMANDED: dict[str, str] = {}
+DEMANDED: dict[str, str] = {"logprobs": "OpenAI's API", "top_logprobs": "OpenAI's API"}
 """Names that an outside API demands, each with that API."""
 PATHS = re.compile(r"(?<![\w./~-])/(?:home|root|work|tmp|opt|mnt|Users)/\w+")
 

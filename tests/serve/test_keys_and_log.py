@@ -86,7 +86,8 @@ def test_commands_about_keys(tmp_path, capsys):
     }  # fmt: skip
     assert keys("list")[1].split("\t")[:4] == ["a", "ann", "chat", "store: true is kept"]
     for words, complaint in (
-        (("add", "--name", "a", "--owner", "bob"), "there is a key 'a' already"), (("add", "--name", "b"), "--owner is required"),
+        (("add", "--name", "a", "--owner", "bob"), "there is a key 'a' already"),
+        (("add", "--name", "b"), "--owner is required"),
         (("add",), "--name is required"), (("revoke", "--name", "c"), "no key 'c'; keys: a"),
     ):  # fmt: skip
         code, said = keys(*words)
@@ -263,7 +264,8 @@ def test_other_machines_need_keys(tmp_path, save, capsys):
     assert "with keys only" in capsys.readouterr().err
     for words in (
         ["--model", str(tmp_path / "none")], ["--model", "a=x", "--upstream", "http://x"], [], ["--upstream", "x"],
-        ["--upstream", "http://x", "--keys", str(tmp_path / "none")], ["--upstream", "http://x", "--store", str(tmp_path)],
+        ["--upstream", "http://x", "--keys", str(tmp_path / "none")],
+        ["--upstream", "http://x", "--store", str(tmp_path)],
     ):  # fmt: skip
         assert run_command(["serve", *words]) == 2
         assert capsys.readouterr().err.count("\n") == 1

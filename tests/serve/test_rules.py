@@ -13,7 +13,7 @@ from support.serving import run_endpoint, serve_app
 from instructgpt.models.policy import load_policy
 from instructgpt.sampling.engine import sample_tokens
 from instructgpt.serve import engine as engine_module
-from instructgpt.serve.app import EndpointState, create_app
+from instructgpt.serve.app import EndpointState, create_endpoint_app
 from instructgpt.serve.gate import Gate
 from instructgpt.serve.generation import GenerationLimits
 from instructgpt.serve.rate_limit import RateLimiter
@@ -59,11 +59,17 @@ def test_neutral_values_pass(endpoint):
     ("name", "value"),
     [
         ("frequency_penalty", 0.5), ("presence_penalty", -1), ("logit_bias", {"5": 10}), ("top_k", 40), ("min_p", 0.1),
-        ("tools", [{"type": "function"}]), ("tool_choice", "required"), ("response_format", {"type": "json_object"}),
+        ("tools", [{"type": "function"}]),
+        ("tool_choice", "required"), ("response_format", {"type": "json_object"}),
         ("repetition_penalty", 1.1), ("best_of", 3), ("min_tokens", 4), ("suffix", "x"), ("functions", [1]),
-        ("skip_special_tokens", False), ("prompt_logprobs", 1), ("bad_words", ["a"]), ("temperatur", 1), ("top_k", True),
-        ("temperature", -1), ("temperature", "hot"), ("top_p", 0), ("n", 0), ("n", 1.5), ("seed", "a"), ("max_tokens", -1),
-        ("stop", [*"abcdefghijklmnopq"]), ("stop", 5), ("stream", "yes"), ("stream_options", {"include_usage": True}), ("max_tokens", 0),
+        ("skip_special_tokens", False),
+        ("prompt_logprobs", 1), ("bad_words", ["a"]),
+        ("temperatur", 1), ("top_k", True),
+        ("temperature", -1), ("temperature", "hot"),
+        ("top_p", 0), ("n", 0), ("n", 1.5), ("seed", "a"), ("max_tokens", -1),
+        ("stop", [*"abcdefghijklmnopq"]), ("stop", 5),
+        ("stream", "yes"), ("stream_options", {"include_usage": True}),
+        ("max_tokens", 0),
         ("max_tokens", True), ("stop_token_ids", "a"), ("model", 5), ("store", 1),
     ],
 )  # fmt: skip
@@ -77,9 +83,12 @@ def test_what_is_not_done_is_refused_by_name(endpoint, name, value):
 @pytest.mark.parametrize(
     ("messages", "complaint"),
     [
-        ([], "is empty"), ([{"role": "tool", "content": "x"}], "tool"), ([{"content": "x"}], "role"), ([{"role": []}], "message 0"),
-        ([{"role": "user", "content": 5}], "content"), ([{"role": "user", "content": [{"type": "image_url"}]}], "image_url"),
-        ([*USER, {"role": "assistant", "content": "x"}], "must end"), ([{"role": "user", "content": "x", "tool_calls": [1]}], "tool_calls"),
+        ([], "is empty"), ([{"role": "tool", "content": "x"}], "tool"), ([{"content": "x"}], "role"),
+        ([{"role": []}], "message 0"),
+        ([{"role": "user", "content": 5}], "content"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "image_url"),
+        ([*USER, {"role": "assistant", "content": "x"}], "must end"),
+        ([{"role": "user", "content": "x", "tool_calls": [1]}], "tool_calls"),
         ("hello", "list"), (["hello"], "dictionary"), ([{"role": "user", "content": "x", "colour": 1}], "colour"),
     ],
 )  # fmt: skip
@@ -335,14 +344,14 @@ def test_time_limit(endpoint, slow, monkeypatch):
     events = endpoint.events(CHAT, **fields)
     assert events[-1] == "[DONE]"
     assert events[-2]["error"]["code"] == "timeout"
-    assert slow.num_running == 0
+    wait_until(lambda: slow.num_running == 0)
 
 
 def test_a_fault_of_the_engine_is_an_error_and_no_end(endpoint, monkeypatch):
     engine = endpoint.state.models["policy"].engine
     step, faults = engine.batch.step, [RuntimeError("no memory\nleft")]
     monkeypatch.setattr(engine.batch, "step", lambda: (_ for _ in ()).throw(faults.pop()) if faults else step())
-    monkeypatch.setattr(engine_module.log, "exception", lambda *_: None)
+    monkeypatch.setattr(engine_module._log, "exception", lambda *_: None)
     error = error_of(endpoint.post(CHAT, messages=USER), 500)
     assert (error["message"], error["type"]) == ("no memory left", "server_error")
     assert endpoint.post(CHAT, messages=USER, max_tokens=2).status_code == 200
@@ -397,7 +406,7 @@ def test_pages_of_other_sites_are_refused(endpoint):
 
 
 def test_while_models_load():
-    with serve_app(create_app(EndpointState())) as url:
+    with serve_app(create_endpoint_app(EndpointState())) as url:
         for method, path in (("GET", "/v1/models"), ("POST", CHAT), ("POST", "/tokenize"), ("GET", "/health")):
             answer = httpx.request(method, url + path, json={"messages": USER} if method == "POST" else None)
             assert answer.status_code == 503

@@ -15,7 +15,7 @@ import httpx
 import torch
 import uvicorn
 
-from instructgpt.serve.app import EndpointState, create_app
+from instructgpt.serve.app import EndpointState, create_endpoint_app
 from instructgpt.serve.cli import bind_socket
 from instructgpt.serve.served_model import ServedModel
 from instructgpt.serve.upstream import Upstream
@@ -78,7 +78,7 @@ def run_endpoint(
         state.models[name] = ServedModel.load(name, str(source), torch.device("cpu"), max_rows, max_waiting)
     state.is_ready = True
     try:
-        with serve_app(create_app(state)) as url, httpx.Client(base_url=url, timeout=60) as client:
+        with serve_app(create_endpoint_app(state)) as url, httpx.Client(base_url=url, timeout=60) as client:
             yield Endpoint(url, state, client)
     finally:
         for model in state.models.values():
@@ -90,5 +90,5 @@ def run_upstream(url: str, state: EndpointState | None = None) -> Iterator[Endpo
     """Serve what another endpoint answers."""
     state = state or EndpointState()
     state.upstream = Upstream(f"{url}/v1", None, 60.0)
-    with serve_app(create_app(state)) as front, httpx.Client(base_url=front, timeout=60) as client:
+    with serve_app(create_endpoint_app(state)) as front, httpx.Client(base_url=front, timeout=60) as client:
         yield Endpoint(front, state, client)

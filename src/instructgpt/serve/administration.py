@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from instructgpt.errors import InputError
 from instructgpt.serve.configs import ServeKeysConfig, ServeLogConfig
-from instructgpt.serve.keys import add_key, read_keys, revoke_key
+from instructgpt.serve.keys import add_key, read_keys, remove_key
 from instructgpt.serve.request_log import open_request_log
 
 
@@ -24,7 +24,7 @@ def manage_keys(config: ServeKeysConfig) -> None:
     if not config.name:
         raise InputError(f"serve keys {config.action}: --name is required")
     if config.action == "revoke":
-        revoke_key(config.keys, config.name)
+        remove_key(config.keys, config.name)
         print(f"revoked '{config.name}'; a running server refuses it from the next request on")
         return
     if not config.owner:

@@ -37,7 +37,7 @@ class Choice:
         self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
 
 
-class Answer:
+class GenerationAnswer:
     """The answer to one request. Subclasses write the two forms."""
 
     id_prefix = ""
@@ -107,7 +107,7 @@ class Answer:
         return choice_index // self.fields.n
 
 
-class ChatAnswer(Answer):
+class ChatAnswer(GenerationAnswer):
     id_prefix, object_name, chunk_object_name = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
     def first_chunks(self, prompt_index: int) -> Iterator[dict[str, Any]]:
@@ -158,7 +158,7 @@ class ChatAnswer(Answer):
         }
 
 
-class TextAnswer(Answer):
+class TextAnswer(GenerationAnswer):
     id_prefix, object_name, chunk_object_name = "cmpl-", "text_completion", "text_completion"
 
     def __init__(
@@ -245,7 +245,7 @@ class TextAnswer(Answer):
 
 def make_answer(
     model: ServedModel, fields: GenerationFields, prompts: Sequence[tuple[int, ...]], echoed_texts: Sequence[str]
-) -> Answer:
+) -> GenerationAnswer:
     """Return the answer in the form that the request's fields belong to."""
     if isinstance(fields, ChatFields):
         return ChatAnswer(model, fields, prompts)

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from instructgpt.errors import one_line
 from instructgpt.serve.errors import APIError, error_body, invalid_field
-from instructgpt.serve.gate import Gate, GuardMiddleware, error_response
+from instructgpt.serve.gate import Gate, GuardMiddleware, format_error
 from instructgpt.serve.generation import Generation, GenerationLimits
 from instructgpt.serve.metrics import RequestCounts, format_metrics
 from instructgpt.serve.request_fields import ChatFields, GenerationFields, TextFields, parse_fields, parse_messages
@@ -59,7 +59,7 @@ class EndpointState:
         return self.models[name]
 
 
-def create_app(state: EndpointState) -> FastAPI:
+def create_endpoint_app(state: EndpointState) -> FastAPI:
     """Return the application."""
 
     @asynccontextmanager
@@ -91,7 +91,7 @@ def _state(request: Request) -> EndpointState:
 
 async def _answer_api_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, APIError)
-    return error_response(error)
+    return format_error(error)
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
@@ -222,7 +222,7 @@ async def _pass(request: Request, upstream: Upstream, body: Any = None) -> Respo
 # ---------------------------------------------------------------- models, tokenizer, health
 
 
-async def list_models(request: Request) -> Response:
+async def list_served_models(request: Request) -> Response:
     """List the models with their contexts."""
     state = _state(request)
     if state.upstream is not None:
@@ -314,7 +314,7 @@ _POST_ROUTES: dict[str, _Handler] = {
     "/detokenize": detokenize,
 }
 _GET_ROUTES: dict[str, _Handler] = {
-    "/v1/models": list_models,
+    "/v1/models": list_served_models,
     "/v1/models/{name:path}": retrieve_model,
     "/health": check_health,
     "/tokenizer_info": describe_tokenizer,

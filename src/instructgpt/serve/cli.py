@@ -16,7 +16,7 @@ import uvicorn
 from instructgpt.errors import InputError
 from instructgpt.models.loading import load_model_config, parse_named_models
 from instructgpt.models.policy import pick_device
-from instructgpt.serve.app import EndpointState, create_app
+from instructgpt.serve.app import EndpointState, create_endpoint_app
 from instructgpt.serve.configs import EndpointConfig
 from instructgpt.serve.gate import Gate, is_loopback
 from instructgpt.serve.generation import GenerationLimits
@@ -46,7 +46,7 @@ def main(config: EndpointConfig) -> None:
     state = make_state(config)
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(state),
+            create_endpoint_app(state),
             log_config=None,  # uvicorn's configuration would close all other log handlers of the process
             log_level="warning",
             access_log=False,

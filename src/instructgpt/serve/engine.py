@@ -20,7 +20,7 @@ from instructgpt.sampling.decoder import SamplingParams
 from instructgpt.sampling.row_batch import Row, RowBatch, TokenLogp, prompt_token_logps
 from instructgpt.serve.text_stream import TextStream
 
-log = logging.getLogger("instructgpt.serve")
+_log = logging.getLogger("instructgpt.serve")
 
 FinishReason = Literal["stop", "length"]
 PREFILL_TOKENS = {"cpu": 512, "cuda": 16_384}
@@ -119,8 +119,8 @@ class _ActiveRow:
             return self._last_delta(is_cut, is_end)
         if not self.request.stream or not self.pending_text:
             return None
-        shown = self.text.num_emitted
-        logps = tuple(x for x in self.pending_logps if x[0] < shown)
+        num_shown = self.text.num_emitted
+        logps = tuple(x for x in self.pending_logps if x[0] < num_shown)
         delta = CompletionDelta(self.index, self.pending_text, tuple(self.pending_tokens), logps)
         self.pending_text, self.pending_tokens = "", []
         self.pending_logps = self.pending_logps[len(logps) :]
@@ -220,7 +220,7 @@ class Engine:
             try:
                 self._iterate()
             except Exception as error:  # out of memory, a fault of a family: requests fail, the server goes on
-                log.exception("the engine failed")
+                _log.exception("the engine failed")
                 self._fail_all(GenerationError(one_line(error, 200), "internal_error"))
         self._fail_all(GenerationError("the server stops", "shutdown"))
 

@@ -100,7 +100,7 @@ class Gate:
 _BEARER = {"WWW-Authenticate": "Bearer"}
 
 
-def error_response(error: APIError) -> JSONResponse:
+def format_error(error: APIError) -> JSONResponse:
     return JSONResponse(error.body, error.status, headers=error.headers)
 
 
@@ -126,7 +126,7 @@ class GuardMiddleware:
             self.gate.check_origin(request)
             request.state.key = self.gate.find_key(request)
         except APIError as error:
-            await error_response(error)(scope, receive, counting_send)
+            await format_error(error)(scope, receive, counting_send)
             return
         await self.app(scope, receive, counting_send)
 

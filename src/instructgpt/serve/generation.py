@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from instructgpt.sampling.decoder import SamplingParams
-from instructgpt.serve.answers import Answer, make_answer
+from instructgpt.serve.answers import GenerationAnswer, make_answer
 from instructgpt.serve.engine import (
     CompletionDelta,
     GenerationError,
@@ -61,7 +61,7 @@ class Generation:
             raise invalid_field("prompt", f"at most {MAX_PROMPTS_A_REQUEST} prompts a request")
         if fields.token_limit == 0 and not echoed_texts:
             raise invalid_field("max_tokens", "0 is possible with echo only")
-        self.answer: Answer = make_answer(model, fields, prompts, echoed_texts)
+        self.answer: GenerationAnswer = make_answer(model, fields, prompts, echoed_texts)
         self._events: asyncio.Queue[tuple[int, Sequence[GenerationEvent]]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         deadline = time.monotonic() + limits.timeout_s
@@ -133,25 +133,29 @@ class Generation:
     async def stream(self) -> AsyncIterator[str]:
         """Yield the answer as server-sent events; an error becomes the last event."""
         try:
-            for index, request in enumerate(self.requests):
-                if not request.echo_logps:
-                    for chunk in self.answer.first_chunks(index):
-                        yield format_event(chunk)
-            async for prompt_index, event in self.events():
-                if event is None:
-                    yield ": keep-alive\n\n"
-                elif isinstance(event, PromptLogps):
-                    for chunk in self.answer.first_chunks(prompt_index):
-                        yield format_event(chunk)
-                else:
-                    yield format_event(self.answer.chunk(event))
-            if self.fields.include_usage:
-                yield format_event(self.answer.usage_chunk())
+            async for event in self._stream_chunks():
+                yield event
         except APIError as error:
             yield format_event(error.body)
         finally:
             self.cancel()
         yield "data: [DONE]\n\n"
+
+    async def _stream_chunks(self) -> AsyncIterator[str]:
+        for index, request in enumerate(self.requests):
+            if not request.echo_logps:
+                for chunk in self.answer.first_chunks(index):
+                    yield format_event(chunk)
+        async for prompt_index, event in self.events():
+            if event is None:
+                yield ": keep-alive\n\n"
+            elif isinstance(event, PromptLogps):
+                for chunk in self.answer.first_chunks(prompt_index):
+                    yield format_event(chunk)
+            else:
+                yield format_event(self.answer.chunk(event))
+        if self.fields.include_usage:
+            yield format_event(self.answer.usage_chunk())
 
 
 def _decode_prompt(model: ServedModel, ids: Sequence[int]) -> str:

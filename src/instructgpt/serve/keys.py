@@ -1,4 +1,4 @@
-"""API keys: a file of JSON lines with name, sha256, owner, use case and consent to storage. Keys themselves are not kept.
+"""API keys: a file of JSON lines with name, sha256, owner, use case and consent to storage, without the keys.
 
 {"name": "notebook", "sha256": "…", "owner": "ann", "use_case": "chat", "store": false, "created": "2026-11-30"}
 """
@@ -117,7 +117,7 @@ def add_key(path: Path, name: str, owner: str, use_case: str, store: bool) -> st
     return key
 
 
-def revoke_key(path: Path, name: str) -> None:
+def remove_key(path: Path, name: str) -> None:
     """Remove a key. Raises InputError where there is none of this name."""
     with _locked(path):
         keys = read_keys(path) if path.exists() else []

@@ -21,10 +21,10 @@ class RateLimiter:
             return 0
         capacity, rate = float(self.requests_per_minute), self.requests_per_minute / 60
         now = self._clock()
-        left, before = self._buckets.get(name, (capacity, now))
-        left = min(capacity, left + (now - before) * rate)
-        if left < 1:
-            self._buckets[name] = (left, now)
-            return max(1, math.ceil((1 - left) / rate))
-        self._buckets[name] = (left - 1, now)
+        balance, before = self._buckets.get(name, (capacity, now))
+        balance = min(capacity, balance + (now - before) * rate)
+        if balance < 1:
+            self._buckets[name] = (balance, now)
+            return max(1, math.ceil((1 - balance) / rate))
+        self._buckets[name] = (balance - 1, now)
         return 0

@@ -185,8 +185,8 @@ def parse_fields(fields_class: type[_FieldsT], body: Any) -> _FieldsT:
 def _require_neutral(name: str, value: Any, present: Mapping[str, Any], fields_class: type[GenerationFields]) -> None:
     """Raise APIError unless a field that this server does not implement changes nothing."""
     if name not in NEUTRAL_VALUES:
-        known = [*fields_class.model_fields, *NEUTRAL_VALUES, *ACCEPTED_FIELDS]
-        raise invalid_field(name, f"unknown field{did_you_mean(name, known)}", "unknown_parameter")
+        valid_names = [*fields_class.model_fields, *NEUTRAL_VALUES, *ACCEPTED_FIELDS]
+        raise invalid_field(name, f"unknown field{did_you_mean(name, valid_names)}", "unknown_parameter")
     neutral = (*NEUTRAL_VALUES[name], *((present.get("n", 1),) if name == "best_of" else ()))
     if not any(value == x and isinstance(value, bool) == isinstance(x, bool) for x in neutral):
         hint = " or ".join(repr(x) for x in NEUTRAL_VALUES[name]) or "null"

@@ -40,7 +40,7 @@ _BACKGROUND_PATTERNS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         # Open WebUI: titles, tags, follow-ups, search terms, autocompletion, emojis
-        r"\s*###\s*Task:\s*\n?\s*(Generate|Suggest|Analyze|You are an autocompletion|Your task is to (reflect|synthesize))",
+        r"\s*###\s*Task:\s*(Generate|Suggest|Analyze|You are an autocompletion|Your task is to (reflect|synth))",
         # LibreChat and others: titles of conversations
         r"\s*(Please )?(provide|generate|write|create) a (concise|short|brief)[^\n]{0,60}\btitle\b",
         r"[\s\S]{0,4000}\btitle (for|of) (the|this) conversation\b[\s\S]{0,400}$",

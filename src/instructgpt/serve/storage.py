@@ -16,7 +16,7 @@ from instructgpt.serve.request_fields import ChatFields, TextFields, parse_messa
 from instructgpt.serve.request_log import RequestLog, StoredRequest
 from instructgpt.serve.upstream import CollectedAnswer
 
-log = logging.getLogger("instructgpt.serve")
+_log = logging.getLogger("instructgpt.serve")
 _SAMPLING_FIELDS = ("temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "n")
 
 
@@ -36,7 +36,7 @@ class Storage:
             try:
                 await asyncio.to_thread(self.request_log.add, stored, key, retries=retries)
             except OSError:
-                log.exception("a request could not be stored")
+                _log.exception("a request could not be stored")
 
 
 def _retry_count(request: Request) -> int:
