@@ -33,6 +33,7 @@ from instructgpt.evaluate.rounds import (
     measure_reward_matrix,
     measure_utility,
     measure_win_rates,
+    without_round_rows,
 )
 from instructgpt.label.simulation.site_labelers import SiteLabelers
 from instructgpt.models.policy import context_length, load_tokenizer, pick_device
@@ -97,7 +98,7 @@ def main(config: RunConfig) -> Path:
         rows = build_from_files(config, stages) if config.corpus else build_small_world(config, stages)
         results_path = config.out / "results.json"
         earlier_rows = read_result_rows(results_path) if results_path.exists() else []  # added by `evaluate`
-        rows = merge_result_rows(earlier_rows, rows)
+        rows = merge_result_rows(without_round_rows(earlier_rows), rows)
         run.finish(lambda folder: write_result_rows(folder / "results.json", rows))
     print_report_tables(read_result_rows(config.out / "results.json"))
     console.print(f"report: {write_report(config.out)}", soft_wrap=True)

@@ -20,10 +20,11 @@ from support.commands import SMALL_RUN, SRC, Outcome, run_in_process, wait_for
 
 from instructgpt import cli
 from instructgpt.config import make_config
-from instructgpt.evaluate.rounds import stage_flops
+from instructgpt.evaluate.rounds import stage_flops, without_round_rows
 from instructgpt.models.policy import pick_device
 from instructgpt.models.reward_model import load_reward_model
 from instructgpt.records import Completion, Demonstration, Prompt, Ranking, read_records
+from instructgpt.results import ResultRow
 from instructgpt.run.configs import RunConfig
 from instructgpt.run.directory import content_hash
 from instructgpt.stage_configs import build_rounds
@@ -242,6 +243,26 @@ def test_costs_and_shares_are_those_of_the_files(run):
     ranked = read_records(Ranking, run / "round-3" / "rankings" / "rankings.jsonl")
     counts = Counter(model for ranking in ranked for model in ranking.models or ())
     assert shares == pytest.approx([counts[name] / counts.total() for name in ("start", "policy@round-2")])
+
+
+def test_rows_of_an_outdated_control_are_dropped():
+    numbers = (0.5, 0.4, 0.6, 10)
+    rows = [
+        ResultRow(evaluation, metric, model, "training", *numbers)
+        for evaluation, metric, model in (
+            ("rounds", "win_rate_vs_sft", "policy@one-round-of-2"),
+            ("difference", "rounds/pair_accuracy/training/round-2", "reward@one-round-of-2"),
+            ("difference", "preference/rating/training", "ppo"),
+            ("preference", "rating", "ppo"),
+        )
+    ]
+    assert without_round_rows(rows) == rows[2:]
+
+
+def test_plan_reads_a_stage_of_a_round(run, command):
+    planned = command("plan", run / "round-2" / "ppo", "--matmul", "20", "--bandwidth", "10")
+    assert planned.code == 0
+    assert "policy update" in planned.out
 
 
 def test_the_report_shows_rounds_and_each_round_has_a_page(run, command, tmp_path):

@@ -22,7 +22,7 @@ from instructgpt.evaluate.reward.metrics import ScoredRanking
 from instructgpt.evaluate.reward.scores import attach_reward_scores, score_with_lengths
 from instructgpt.models.reward_model import load_reward_model
 from instructgpt.records import Completion, Ranking, read_records
-from instructgpt.results import ResultRow
+from instructgpt.results import DIFFERENCE, ResultRow
 from instructgpt.run.directory import read_run_record
 from instructgpt.statistics import intervals
 from instructgpt.world import World
@@ -54,6 +54,16 @@ class RoundFiles:
     @property
     def reward_name(self) -> str:
         return f"reward@{self.name}"
+
+
+def without_round_rows(rows: Iterable[ResultRow]) -> list[ResultRow]:
+    """Return rows without those of rounds, which every run measures again: a control of fewer rounds is outdated."""
+    prefix = f"{ROUNDS_EVALUATION}/"
+    return [
+        row
+        for row in rows
+        if row.evaluation != ROUNDS_EVALUATION and not (row.evaluation == DIFFERENCE and row.metric.startswith(prefix))
+    ]
 
 
 # --- reward models -----------------------------------------------------------------------------------------------

@@ -130,7 +130,10 @@ def _win_rate(results: Results, baseline: str, model: str) -> str:
 
 def _result_panels(results: Results, policies: Sequence[str]) -> list[str]:
     panels = []
-    for metric, title in (("win_rate_vs_sft", "Preferred to SFT"), ("win_rate_vs_previous", "… to the round before")):
+    for metric, title in (
+        ("win_rate_vs_sft", "Preferred to SFT"),
+        ("win_rate_vs_previous", "Preferred to the round before"),
+    ):
         for cohort, cohort_name in _COHORTS.items():
             bars = _bars(results, metric, policies, cohort)
             if bars:
