@@ -33,7 +33,7 @@ found_python = $(eval FOUND := $(shell $(find_python)))$(if $(filter found,$(fir
 # The stamp names the place it was made in: a copied or moved clone, or one whose Python has gone, is set up anew.
 READY := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd -P)" ] && $(PYTHON_IN) -c '$(NEW_ENOUGH)' 2>/dev/null && echo yes)
 
-.PHONY: help setup run test check families docs clean again
+.PHONY: help setup run test test-long check families docs clean again
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
 
@@ -57,6 +57,9 @@ test: $(STAMP)  ## format, lint, types and every test
 	$(PYTHON_IN) -m ruff check .
 	$(PYTHON_IN) -m mypy
 	$(TEST)
+
+test-long: $(STAMP)  ## the tests that take minutes: many users and labelers on one site through kills
+	INSTRUCTGPT_TEST_LONG=1 $(TEST) tests/label/playground/test_load.py
 
 check: $(STAMP)  ## the same without the slow tests
 	$(PYTHON_IN) -m ruff format --check .

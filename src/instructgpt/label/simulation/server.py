@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -28,9 +29,15 @@ main(sys.argv[1:])
 
 
 class SiteServer:
-    """A running site; a missing folder is created with `database` as its database URL. Raises RunError."""
+    """A running site; a missing folder is created with `database` as its database URL. Raises RunError.
 
-    def __init__(self, folder: Path, database: str | None = None, patience: float = 60.0) -> None:
+    `options`: further arguments of `label serve`.
+    """
+
+    def __init__(
+        self, folder: Path, database: str | None = None, patience: float = 60.0, options: Sequence[str] = ()
+    ) -> None:
+        self.options = tuple(options)
         if not is_site_folder(folder):
             create_site_folder(folder, database)
         self.folder, self.patience, self.port = folder, patience, 0
@@ -55,7 +62,7 @@ class SiteServer:
 
     def start(self) -> None:
         """Start the server; a restart reuses the port of the first start."""
-        arguments = ["label", "serve", "--site", str(self.folder), "--port", str(self.port)]
+        arguments = ["label", "serve", "--site", str(self.folder), "--port", str(self.port), *self.options]
         command = [sys.executable, "-c", _SERVER_SCRIPT, *arguments]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         with (self.folder / "server.log").open("a", encoding="utf-8") as log:
