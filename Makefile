@@ -35,7 +35,7 @@ READY := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd -P)" ] && $(PYTHON_I
 
 .PHONY: help setup run test test-long check families docs clean again
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
 
 setup: $(STAMP)  ## make .venv with pinned versions (minutes; quick the second time)
 	@echo "ready: $(VENV)/bin/instructgpt --help"
@@ -59,7 +59,7 @@ test: $(STAMP)  ## format, lint, types and every test
 	$(TEST)
 
 test-long: $(STAMP)  ## the tests that take minutes: many users and labelers on one site through kills
-	INSTRUCTGPT_TEST_LONG=1 $(TEST) tests/label/playground/test_load.py
+	INSTRUCTGPT_TEST_LONG=1 $(TEST) tests/label/playground/test_load.py tests/label/playground/test_erasure.py
 
 check: $(STAMP)  ## the same without the slow tests
 	$(PYTHON_IN) -m ruff format --check .

@@ -8,6 +8,7 @@ bytes, and every table as text.
 from __future__ import annotations
 
 import logging
+import os
 import random
 import sqlite3
 import subprocess
@@ -213,7 +214,8 @@ def test_no_text_is_where_it_should_not_be(site, endpoint, monkeypatch, caplog):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10, 16))
+@pytest.mark.skipif(not os.environ.get("INSTRUCTGPT_TEST_LONG"), reason="takes minutes: make test-long")
+@pytest.mark.parametrize("seed", range(10, 14))
 def test_no_text_is_where_it_should_not_be_in_long_runs(site, endpoint, seed, monkeypatch, caplog):
     run_random_steps(site, endpoint, seed, 120, monkeypatch, caplog)
 
