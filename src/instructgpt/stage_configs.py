@@ -195,12 +195,11 @@ def build_candidates_stage(config: RunConfig, folder: Path, earlier: Sequence[Ro
     settings |= dict(zip(("policy_name", "policy"), sources[-1], strict=True))
     if len(sources) > 1:
         settings["start"] = start
-    if len(sources) > 2:
         settings |= dict(zip(("previous_name", "previous"), sources[-2], strict=True))
     stage: CandidatesConfig = build_section(config, CandidatesConfig, "candidates", folder / "candidates", settings)
     update: dict[str, Any] = {"seed": config.seed + _ROUND_SEEDS * len(earlier)}
-    if len(sources) == 2:
-        update["start_share"] = stage.start_share + stage.previous_share
+    if len(sources) == 2:  # the policy before the newest is the start
+        update |= {"previous": None, "start_share": stage.start_share + stage.previous_share}
     return stage.model_copy(update=update)
 
 
@@ -265,7 +264,8 @@ def has_new_rounds(config: RunConfig) -> bool:
 def recorded_rounds(config: RunConfig) -> int | None:
     """Return the rounds of the run that stands in the run directory, None without one."""
     record = read_run_record(config.out)
-    return None if record is None else int(record["config"].get("rounds", 1))
+    is_run = record is not None and record.get("stage") == RunConfig.stage
+    return int(record["config"].get("rounds", 1)) if record is not None and is_run else None
 
 
 def get_input_files(config: RunConfig) -> dict[str, tuple[Path, ...]]:

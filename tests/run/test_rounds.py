@@ -259,6 +259,11 @@ def test_rows_of_an_outdated_control_are_dropped():
     assert without_round_rows(rows) == rows[2:]
 
 
+def test_a_directory_of_another_stage_is_named(run, command):
+    words = ("run", "--preset", "smoke", "--rounds", "3", "--out", run / "round-1" / "reward")
+    assert "holds a run of stage 'reward'" in command(*words).error_line(2)
+
+
 def test_plan_reads_a_stage_of_a_round(run, command):
     planned = command("plan", run / "round-2" / "ppo", "--matmul", "20", "--bandwidth", "10")
     assert planned.code == 0
@@ -311,8 +316,9 @@ def test_options_without_effect_are_one_line(words, message, command, tmp_path):
     assert message in command("run", "--preset", "smoke", "--out", tmp_path / "run", *words).error_line(2)
 
 
-def test_shares_above_one_are_one_line(command, tmp_path):
-    (tmp_path / "shares.yaml").write_text("candidates: {base_share: 0.9}\nrun: {rounds: 3}\n")
+@pytest.mark.parametrize("rounds", [2, 3])
+def test_shares_above_one_are_one_line(rounds, command, tmp_path):
+    (tmp_path / "shares.yaml").write_text(f"candidates: {{base_share: 0.9}}\nrun: {{rounds: {rounds}}}\n")
     words = ("run", "--preset", "smoke", "--config", tmp_path / "shares.yaml", "--out", tmp_path / "run")
     assert "is 1.2, more than 1" in command(*words).error_line(2)
 
