@@ -188,6 +188,7 @@ COMMANDS = (
         "create a batch on a site from files or from models",
         loads_torch=False,
     ),
+    Command("chat", "serve.ChatConfig", "serve.chat", "talk to models on a terminal, side by side"),
     Command("serve", "serve.EndpointConfig", "serve.cli", "serve models to any OpenAI client"),
     Command(
         "serve keys",

@@ -35,7 +35,7 @@ OPTION_GROUPS = {
     "rounds": "rounds round_reward round_policy one_round_control",
     "site": """site database public_url host port key second_factor end_second_factor
         endpoint endpoint_models retention_days""",
-    "serving": "action upstream keys store rate max_rows max_waiting timeout metrics owner allow_store days",
+    "serving": "action url system upstream keys store rate max_rows max_waiting timeout metrics owner allow_store days",
     "labeling": """name kind purpose cohort priority overlap cohort_share cohort_overlap gold_share repeat_share k_least
         k_most hourly open dry_run""",
     "simulation": "tasks double_clicks walk_aways noise",

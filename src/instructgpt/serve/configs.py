@@ -1,4 +1,4 @@
-"""Options of `serve`, `serve keys` and `serve log`."""
+"""Options of `serve`, `serve keys`, `serve log` and `chat`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from instructgpt.config import CommandConfig
+from instructgpt.config import CommandConfig, SamplingOptions
+
+CHAT_KEY_VARIABLE = "INSTRUCTGPT_CHAT_KEY"
 
 
 class EndpointConfig(CommandConfig):
@@ -74,3 +76,24 @@ class ServeLogConfig(CommandConfig):
     store: Path = Field(description="directory of kept requests")
     owner: str | None = Field(None, description="whose requests are deleted")
     days: int | None = Field(None, ge=0, description="how long requests are kept")
+
+
+class ChatConfig(SamplingOptions):
+    """Options of `chat`."""
+
+    stage: ClassVar[str] = "chat"
+    excluded_fields: ClassVar[frozenset[str]] = frozenset({"stop"})
+    interrupt_message: ClassVar[str] = "ended"
+
+    model: tuple[str, ...] = Field(
+        (), description="models that answer side by side, [NAME=]DIR or a hub name; with --url names of its models"
+    )
+    url: str | None = Field(
+        None, description="address of an OpenAI-compatible endpoint; its key is read from INSTRUCTGPT_CHAT_KEY"
+    )
+    reward: str | None = Field(None, description="reward model whose score is shown beside each answer")
+    system: str | None = Field(None, description="system prompt")
+    seed: int | None = Field(None, ge=0, description="seed of the answers; default: other answers each time")
+    demonstrations: Path | None = Field(None, description="file that /save appends demonstrations to")
+    rankings: Path | None = Field(None, description="file that /rank appends rankings to")
+    device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto takes a GPU when there is one")
