@@ -35,7 +35,7 @@ class Terminal:
         os.close(terminal)
         self.text = ""
 
-    def read_until(self, pattern, patience=90):
+    def read_until(self, pattern, patience=300):
         """Read until a pattern shows; returns what came since the last call."""
         limit, fresh = time.monotonic() + patience, ""
         while not re.search(pattern, fresh):
@@ -54,7 +54,7 @@ class Terminal:
         return self.read_until(pattern)
 
     def end(self):
-        code = self.process.wait(timeout=60)
+        code = self.process.wait(timeout=120)
         os.close(self.controller)
         return code
 
