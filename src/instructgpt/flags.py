@@ -39,6 +39,7 @@ OPTION_GROUPS = {
     "labeling": """name kind purpose cohort priority overlap cohort_share cohort_overlap gold_share repeat_share k_least
         k_most hourly open dry_run""",
     "simulation": "tasks double_clicks walk_aways noise",
+    "integrations": "allow_networks smtp mail_from openid_issuer openid_client openid_name openid_domains",
     "workload": "prompt_tokens completion_tokens records",
     "hardware": "ranks matmul bandwidth link network capacity",
     "memory and processes": "device memory lora save_dtype microbatch_tokens processes patience",

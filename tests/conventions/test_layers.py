@@ -42,10 +42,11 @@ ONLY = {
 """Parts that may import less than their layer allows."""
 
 SITE_LAYERS = """
-errors i18n safe_text mathematics markdown vocabulary outgoing
+errors i18n safe_text mathematics markdown vocabulary outgoing mail_server openid
 db
 context
 auth
+integrations
 tasks
 people
 analysis
@@ -64,8 +65,8 @@ SITE_ONLY = {
     "simulation.labelers": "client simulation tasks.forms configs",
     "simulation.site_labelers": "client simulation",
     "web.api": (
-        "errors i18n safe_text mathematics markdown vocabulary db context auth tasks people analysis playground exchange"
-        " web.rendering web.params"
+        "errors i18n safe_text mathematics markdown vocabulary outgoing mail_server openid db context auth"
+        " integrations tasks people analysis playground exchange web.rendering web.params"
     ),
 }
 

@@ -6,7 +6,6 @@ pytest tests/label/test_outgoing.py
 from __future__ import annotations
 
 import contextlib
-import datetime
 import socket
 import ssl
 import threading
@@ -14,9 +13,7 @@ import time
 from ipaddress import ip_address
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from support.certificates import make_certificate
 from support.receiver import receiving_server
 
 from instructgpt.label.outgoing import OutgoingError, check_url, is_public, parse_network, send_request
@@ -229,29 +226,9 @@ def test_proxies_of_the_environment_are_not_used(monkeypatch, receiver):
     assert send_request("GET", receiver.url, allowed_networks=LOOPBACK).status == 200
 
 
-def _certificate(folder, name):
-    """A self-signed certificate of a name. -> (context of the server, context of a client that trusts it)"""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = certificate.public_bytes(serialization.Encoding.PEM)
-    private = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    path = folder / "server.pem"
-    path.write_bytes(key.private_bytes(*private) + pem)
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(path)
-    return server, ssl.create_default_context(cadata=pem.decode())
-
-
 def test_the_certificate_is_that_of_the_name_and_not_of_the_address(tmp_path, monkeypatch):
-    server, client = _certificate(tmp_path, "hooks.test")
+    server, path = make_certificate(tmp_path, "hooks.test")
+    client = ssl.create_default_context(cafile=path)
     _resolve_to(monkeypatch, ["127.0.0.1"])
     with receiving_server(tls=server) as receiver:
         options = {"allowed_networks": LOOPBACK, "tls_context": client}

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from instructgpt.config import CommandConfig, SamplingOptions
+from instructgpt.label.mail_server import SMTP_PASSWORD_VARIABLE, MailServer, parse_mail_server
+from instructgpt.label.openid import OPENID_SECRET_VARIABLE, OpenIDClient, OpenIDProvider, validate_provider
+from instructgpt.label.outgoing import parse_network
 from instructgpt.label.vocabulary import (
     MAX_COMPLETIONS,
     MAX_RATING,
@@ -79,6 +82,70 @@ class ServeConfig(SiteOptions):
         for name in ("endpoint_models", "retention_days"):
             if name in self.model_fields_set and self.endpoint is None:
                 yield f"--{name.replace('_', '-')} has no effect without --endpoint"
+
+    allow_networks: tuple[str, ...] = Field(
+        (),
+        description="networks that are not public and that webhooks and sign-in providers may reach all the same, such "
+        "as 10.2.0.0/16",
+    )
+
+    smtp: str | None = Field(
+        None,
+        description="mail server for invitations and new passwords: smtps://USER@HOST (TLS), smtp://USER@HOST (STARTTLS) "
+        f"or smtp+insecure://HOST; the password is in {SMTP_PASSWORD_VARIABLE}",
+    )
+    mail_from: str | None = Field(None, description="sender of e-mails, such as 'Labels <labels@example.org>'")
+
+    openid_issuer: str | None = Field(
+        None, description="OpenID provider that people may sign in at, such as https://login.example.org"
+    )
+    openid_client: str | None = Field(
+        None, description=f"client ID at the provider; the client's secret is in {OPENID_SECRET_VARIABLE}"
+    )
+    openid_name: str | None = Field(None, description="name of the provider on the button; by default its host")
+    openid_domains: tuple[str, ...] = Field(
+        (),
+        description="domains whose verified e-mail addresses become labelers in screening without an invitation",
+    )
+
+    @model_validator(mode="after")
+    def _validate_openid(self) -> Self:
+        if (self.openid_issuer is None) != (self.openid_client is None):
+            raise ValueError("give both --openid-issuer and --openid-client, or none of them")
+        if self.openid_issuer is None and (self.openid_name or self.openid_domains):
+            raise ValueError("--openid-name and --openid-domains have no effect without --openid-issuer")
+        if self.openid_issuer is not None and self.public_url is None:
+            raise ValueError("--openid-issuer needs --public-url, the address that the provider returns to")
+        self.build_openid_client()
+        return self
+
+    def build_openid_client(self) -> OpenIDClient | None:
+        """Return the client of the provider; None without one. Raises ValueError."""
+        if self.openid_issuer is None or self.openid_client is None:
+            return None
+        name = self.openid_name or str(urlsplit(self.openid_issuer).hostname)
+        provider = OpenIDProvider(self.openid_issuer, self.openid_client, name, self.openid_domains)
+        validate_provider(provider)
+        networks = tuple(parse_network(text) for text in self.allow_networks)
+        return OpenIDClient(provider, f"{self.public_url}/sign-in/openid/callback", networks)
+
+    @model_validator(mode="after")
+    def _validate_mail(self) -> Self:
+        if (self.smtp is None) != (self.mail_from is None):
+            raise ValueError("give both --smtp and --mail-from, or none of them")
+        if self.smtp is not None and self.public_url is None:
+            raise ValueError("--smtp needs --public-url, the address of the links in e-mails")
+        self.mail_server()
+        return self
+
+    def mail_server(self) -> MailServer | None:
+        """Return the mail server; None without one. Raises ValueError."""
+        return None if self.smtp is None or self.mail_from is None else parse_mail_server(self.smtp, self.mail_from)
+
+    @field_validator("allow_networks")
+    @classmethod
+    def _validate_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(parse_network(text)) for text in value)
 
 
 def parse_base_url(value: str) -> str:

@@ -7,6 +7,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from instructgpt.label.db.database import Database
+from instructgpt.label.mail_server import MailServer
+from instructgpt.label.openid import OpenIDClient
+from instructgpt.label.outgoing import Network
 from instructgpt.label.vocabulary import SecondFactorPolicy
 
 
@@ -27,6 +30,11 @@ class Settings:
     endpoint_key: str | None = field(default=None, repr=False)
     endpoint_models: tuple[str, ...] = ()  # offered in the playground; empty: all of the endpoint
     retention_days: int = 365  # of the playground's turns that are in no batch
+    openid: OpenIDClient | None = None
+    mail: MailServer | None = None
+    allowed_networks: tuple[
+        Network, ...
+    ] = ()  # that webhooks and sign-in providers may reach, besides public addresses
 
     @property
     def base_path(self) -> str:

@@ -21,8 +21,6 @@ from urllib.parse import urlsplit
 
 import httpcore
 
-from instructgpt.errors import InputError
-
 Network = IPv4Network | IPv6Network
 _Address = IPv4Address | IPv6Address
 _NAT64_NETWORK = ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address is the last four bytes
@@ -234,11 +232,3 @@ def send_request(
         raise OutgoingError(f"no complete answer within {total_seconds:g} seconds") from error
     except _IO_ERRORS as error:
         raise OutgoingError(f"no answer ({error or type(error).__name__})") from error
-
-
-def parse_networks(values: Iterable[str], option: str) -> tuple[Network, ...]:
-    """Return the networks of an option. Raises InputError."""
-    try:
-        return tuple(parse_network(value) for value in values)
-    except ValueError as error:
-        raise InputError(f"{option}: {error}") from error

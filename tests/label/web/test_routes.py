@@ -37,6 +37,12 @@ TABLE: dict[str, set[str]] = {
     "GET /sign-in": EVERYBODY,
     "POST /sign-in": EVERYBODY,
     "POST /sign-in/code": EVERYBODY,
+    "GET /sign-in/forgotten": EVERYBODY,
+    "POST /sign-in/forgotten": EVERYBODY,
+    "GET /sign-in/openid": EVERYBODY,
+    "GET /sign-in/openid/callback": EVERYBODY,
+    "POST /account/openid": SIGNED_IN,
+    "POST /account/openid/end": SIGNED_IN,
     "POST /sign-out": SIGNED_IN,
     "GET /account/second-factor": TEAM,
     "POST /account/second-factor": TEAM,
@@ -201,6 +207,11 @@ TABLE: dict[str, set[str]] = {
     "POST /data/keys": OWNER,
     "POST /data/keys/{key}/revoke": OWNER,
     "POST /data/backup": OWNER,
+    "GET /integrations": OWNER,
+    "POST /integrations/webhooks": OWNER,
+    "POST /integrations/webhooks/{webhook_id}/revoke": OWNER,
+    "POST /integrations/webhooks/{webhook_id}/test": OWNER,
+    "POST /integrations/deliveries/{delivery_id}/again": OWNER,
 }
 
 

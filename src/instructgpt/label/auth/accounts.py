@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
@@ -60,9 +61,9 @@ def create_person(
         SiteError: the name is invalid or taken, or the password has a wrong length.
     """
     name = unicodedata.normalize("NFC", " ".join(name.split()))
-    if not name or len(name) > _MAX_NAME_LENGTH or any(not _is_visible(character) for character in name):
+    if not name or len(name) > _MAX_NAME_LENGTH or any(not is_visible(character) for character in name):
         raise SiteError(422, "bad_name", most=_MAX_NAME_LENGTH)
-    if _find_person_by_name(db, name) is not None:
+    if find_person_by_name(db, name) is not None:
         raise SiteError(409, "name_taken")
     if role == "labeler":
         cohort = cohort or "training"
@@ -84,11 +85,11 @@ def create_person(
     return person
 
 
-def _is_visible(character: str) -> bool:
+def is_visible(character: str) -> bool:
     return character.isprintable() and character not in _INVISIBLE_LETTERS
 
 
-def _find_person_by_name(db: Session, name: str) -> Person | None:
+def find_person_by_name(db: Session, name: str) -> Person | None:
     return db.scalars(select(Person).where(Person.name_key == normalize_name(name))).first()
 
 
@@ -211,26 +212,49 @@ def redeem_invite(
     """
     now_ms = current_time_ms() if now_ms is None else now_ms
     row = lock_invite(db, token, now_ms)
-    row.uses += 1
     if row.person_id is not None:
+        row.uses += 1
         person = db.get_one(Person, row.person_id)
         _set_password(db, person, password_hash or hash_password(password, name=person.name))
         return person
-    if row.role == "owner" and row.note == _SETUP_NOTE and row.created_by is None:
-        _revoke_setup_links(db, now_ms)
-    caller_id = f"invite:{row.id}"
+    password_hash = password_hash or hash_password(password, name=name)
+    return create_invited_person(db, row, name, password_hash=password_hash, email=email, language=language)
+
+
+def lock_invite_by_id(db: Session, invite_id: str, now_ms: int) -> Invite:
+    """Lock and return an invitation that was valid a moment ago; raise SiteError `bad_link` if it is not any more."""
+    statement = select(Invite).where(Invite.id == invite_id, Invite.revoked_at.is_(None), Invite.person_id.is_(None))
+    valid = statement.where(Invite.expires_at > now_ms, Invite.uses < Invite.max_uses)
+    row = db.scalars(valid.with_for_update()).first()
+    if row is None:
+        raise SiteError(404, "bad_link")
+    return row
+
+
+def create_invited_person(
+    db: Session,
+    invite: Invite,
+    name: str,
+    *,
+    password_hash: str | None = None,
+    email: str | None = None,
+    language: str = "en",
+) -> Person:
+    """Create the account of a locked invitation; without a password for people who sign in at a provider."""
+    invite.uses += 1
+    if invite.role == "owner" and invite.note == _SETUP_NOTE and invite.created_by is None:
+        _revoke_setup_links(db, current_time_ms())
     person = create_person(
         db,
         name,
-        row.role,
-        password=password,
+        invite.role,
         password_hash=password_hash,
         email=email,
-        cohort=row.cohort,
+        cohort=invite.cohort,
         language=language,
-        caller_id=caller_id,
+        caller_id=f"invite:{invite.id}",
     )
-    person.invite_id = row.id
+    person.invite_id = invite.id
     return person
 
 
@@ -265,7 +289,7 @@ def sign_in_with_password(
     by_name_and_address = (rate_limits.SIGN_IN_LIMIT, f"{key} {address}")
     by_name = (rate_limits.SIGN_IN_NAME_LIMIT, key)
     with site.database.write() as db:
-        person = _find_person_by_name(db, name)
+        person = find_person_by_name(db, name)
         # A browser that this person has used is exempt from the limit by name, so that attacks from elsewhere cannot
         # lock the person out.
         exempt = _is_known_browser(db, person, cookie_token)
@@ -278,7 +302,7 @@ def sign_in_with_password(
     is_correct = verify_password(password, stored_hash)
     new_hash = rehash_if_outdated(password, stored_hash) if is_correct and stored_hash else None
     with site.database.write() as db:
-        person = _find_person_by_name(db, name)
+        person = find_person_by_name(db, name)
         if not is_correct or person is None or person.password_hash != stored_hash:
             error: SiteError | None = SiteError(401, "wrong_password")
         else:
@@ -327,6 +351,29 @@ def answer_challenge(
         challenge.attempts += 1
         audit_log.append_entry(db, "nobody", "person.sign_in_failed", person.id)
     raise SiteError(401, "wrong_code")
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedSignIn:
+    """The token of a new session, or of a challenge for the second factor."""
+
+    token: str = ""
+    challenge: str | None = None
+
+
+def sign_in_verified_person(
+    db: Session, person: Person, user_agent: str, cookie_token: str | None, now_ms: int
+) -> VerifiedSignIn:
+    """Start the session of a person whom a provider has verified, or ask for their second factor.
+
+    Raises:
+        SiteError: `openid_not_admitted` (403) for an erased account.
+    """
+    if person.status in _CANNOT_SIGN_IN_STATUSES:
+        raise SiteError(403, "openid_not_admitted")
+    if (error := _check_second_factor(db, person, None, now_ms)) is not None:
+        return VerifiedSignIn(challenge=error.values["challenge"])
+    return VerifiedSignIn(token=_replace_user_session(db, person, user_agent, cookie_token, now_ms)[0])
 
 
 def _replace_user_session(

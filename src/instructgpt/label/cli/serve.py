@@ -20,6 +20,8 @@ from instructgpt.label.auth import accounts
 from instructgpt.label.background import CounterCheckThread
 from instructgpt.label.configs import ENDPOINT_KEY_VARIABLE, InitConfig, ServeConfig, SiteOptions
 from instructgpt.label.context import Site
+from instructgpt.label.integrations.outbox import DeliveryThread
+from instructgpt.label.outgoing import parse_network
 from instructgpt.label.playground.chores import PlaygroundThread
 from instructgpt.label.playground.endpoint import ModelEndpoint, ModelEndpointError, list_models_now
 from instructgpt.label.playground.users import ensure_playground_link
@@ -71,9 +73,10 @@ def _run_server(site: Site, config: ServeConfig) -> None:
         if config.endpoint is not None:
             _print_playground_link(site, base_url)
         _print_warnings(config.site)
-        # uvicorn shuts down gracefully on Ctrl-C and then raises the signal again.
         # The playground's thread runs without an endpoint, too: retention does not depend on it.
-        with CounterCheckThread(site), PlaygroundThread(site), contextlib.suppress(KeyboardInterrupt):
+        chores = CounterCheckThread(site), PlaygroundThread(site), DeliveryThread(site)
+        # uvicorn shuts down gracefully on Ctrl-C and then raises the signal again.
+        with chores[0], chores[1], chores[2], contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(server_config).run(sockets=[listener])
 
 
@@ -96,6 +99,9 @@ def _serve_settings(config: ServeConfig) -> dict[str, Any]:
         "endpoint_key": os.environ.get(ENDPOINT_KEY_VARIABLE) or None,
         "endpoint_models": config.endpoint_models,
         "retention_days": config.retention_days,
+        "openid": config.build_openid_client(),
+        "mail": config.mail_server(),
+        "allowed_networks": tuple(parse_network(text) for text in config.allow_networks),
     }
 
 

@@ -2,7 +2,7 @@
 
 An archive imported into an empty site and exported again gives the same bytes. A `whole` archive includes password
 hashes: protect it like the site's folder. A `pseudonyms` archive omits names, addresses and passwords of accounts, and
-the tables of sessions, invitations, keys, rate limits and the audit log.
+the tables of sessions, invitations, keys, webhooks, the outbox, rate limits and the audit log.
 """
 
 from __future__ import annotations
@@ -29,7 +29,18 @@ from instructgpt.label.exchange.selection import SUBMISSION_CHUNK_SIZE, snapshot
 
 _PeopleMode = Literal["pseudonyms", "whole"]
 _ARCHIVE_VERSION = 1
-_PERSONAL_TABLES = ("login", "challenge", "invite", "api_key", "rate_bucket", "journal")
+_PERSONAL_TABLES = (
+    "login",
+    "challenge",
+    "invite",
+    "api_key",
+    "rate_bucket",
+    "journal",
+    "webhook",
+    "delivery",
+    "identity",
+    "openid_flow",
+)
 """Tables that a `pseudonyms` archive omits."""
 _TOKEN_COLUMNS = {"playground_link": "token", "playground_user": "token_hash", "playground_session": "token_hash"}
 """Tables that it has without these tokens: the row's id stands in their place."""

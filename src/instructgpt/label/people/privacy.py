@@ -20,6 +20,7 @@ from instructgpt.label.db.models import (
     CalibrationVote,
     Consent,
     Decision,
+    Delivery,
     Draft,
     Grade,
     Instructions,
@@ -28,6 +29,7 @@ from instructgpt.label.db.models import (
     MessageRow,
     Person,
     PromptRow,
+    ProviderIdentity,
     Skip,
     Submission,
     SurveyParticipation,
@@ -59,6 +61,9 @@ def export_personal_data(db: Session, person: Person) -> dict[str, Any]:
         "consents": _select_columns(db, Consent, Consent.person_id == person.id, "version", "at", "withdrawn_at"),
         "sign_ins": _select_columns(
             db, UserSession, UserSession.person_id == person.id, "agent", "created_at", "seen_at", "revoked_at"
+        ),
+        "identities": _select_columns(
+            db, ProviderIdentity, ProviderIdentity.person_id == person.id, "issuer", "subject", "created_at"
         ),
         "instructions_read": [
             {"purpose": row[0], "version": row[1], "attempts": row[2], "at": row[3]} for row in readings
@@ -120,6 +125,9 @@ def erase_account(db: Session, person: Person, *, labels: bool, now_ms: int, ini
     if person.invite_id is not None:
         db.execute(update(Invite).where(Invite.id == person.invite_id, Invite.max_uses == 1).values(note=""))
     own_invites = update(Invite).where(Invite.person_id == person.id, Invite.revoked_at.is_(None))
+    # E-mails that invited the person or brought a reset link
+    own_links = select(Invite.id).where((Invite.person_id == person.id) | (Invite.id == person.invite_id))
+    db.execute(update(Delivery).where(Delivery.invite_id.in_(own_links)).values(recipient=None))
     own_keys = update(ApiKey).where(ApiKey.created_by == person.id, ApiKey.revoked_at.is_(None))
     for statement in (own_invites, own_keys):
         db.execute(statement.values(revoked_at=now_ms))
@@ -133,6 +141,7 @@ def erase_account(db: Session, person: Person, *, labels: bool, now_ms: int, ini
     db.execute(delete(SurveyParticipation).where(SurveyParticipation.person_id == person.id))
     person.name, person.email, person.password_hash = f"erased-{secrets.token_hex(5)}", None, None
     second_factor.disable_second_factor(person)
+    db.execute(delete(ProviderIdentity).where(ProviderIdentity.person_id == person.id))
     person.status = "erased"
     db.flush()
     audit_log.append_entry(db, initiated_by, "privacy.erase", person.id, labels=labels)

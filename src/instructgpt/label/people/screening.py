@@ -30,6 +30,7 @@ from instructgpt.label.db.models import (
 )
 from instructgpt.label.db.models.people import PersonStatus
 from instructgpt.label.errors import SiteError
+from instructgpt.label.integrations.events import record_event
 from instructgpt.label.people.surveys import has_replied
 from instructgpt.label.vocabulary import TaskKind
 
@@ -211,6 +212,9 @@ def record_decision(db: Session, person: Person, reviewer: Person, verdict: str,
     db.add(row)
     db.flush()
     audit_log.append_entry(db, reviewer.id, f"person.{verdict}", person.id, decision=row.id, measured=metrics)
+    if verdict == "admit":
+        data = {"person": person.id, "labeler": person.pseudonym, "cohort": person.cohort, "fold": person.fold}
+        record_event(db, "person.admitted", lambda: data)
     return row
 
 

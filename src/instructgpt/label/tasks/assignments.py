@@ -21,6 +21,7 @@ from instructgpt.label.db.models.submissions import SKIP_REASONS
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks import instructions
 from instructgpt.label.tasks.queue import choose_next_task, list_eligible_batches
+from instructgpt.label.tasks.task_events import record_batch_completion
 from instructgpt.label.vocabulary import TaskKind
 
 MINUTE_MS = 60_000
@@ -270,7 +271,14 @@ def cancel_skip(db: Session, settings: Settings, assignment: Assignment, task: T
     if assignment.round == 0:
         task.n_skipped -= 1
         if task.state == "review" and (task.n_skipped + 1) % settings.skips_to_review == 0:
-            task.state = "done" if task.n_done >= task.overlap else "open"
+            leave_review(db, task)
+
+
+def leave_review(db: Session, task: Task) -> None:
+    """Give a task to labelers again that waited for a researcher."""
+    task.state = "done" if task.n_done >= task.overlap else "open"
+    if task.state == "done":
+        record_batch_completion(db, task.batch_id)
 
 
 def return_to_labeler(db: Session, assignment: Assignment, now_ms: int) -> Assignment:

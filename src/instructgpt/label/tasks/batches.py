@@ -21,11 +21,11 @@ from instructgpt.label.db.models.people import PURPOSES
 from instructgpt.label.tasks import ingest
 from instructgpt.label.tasks.ingest import IngestReport, TaskCandidate
 from instructgpt.label.tasks.questions import parse_questions
+from instructgpt.label.tasks.task_events import record_batch_completion
 from instructgpt.label.vocabulary import MAX_COMPLETIONS, TASK_KINDS, TaskKind
+from instructgpt.label.vocabulary import UNLIMITED_OVERLAP as UNLIMITED_OVERLAP
 from instructgpt.records import Cohort
 
-UNLIMITED_OVERLAP = 1_000_000
-"""Overlap of gold and screening tasks, which every labeler gets once; progress does not count them."""
 SCREENING_TASK_PARTS = ("sensitive", "ranking", "demonstration")
 """The parts of the screening test that are tasks (paper, B.1); the fourth is a survey."""
 
@@ -219,6 +219,10 @@ def withdraw_prompt(db: Session, prompt: PromptRow, now_ms: int) -> int:
     task_ids = list(db.scalars(select(Task.id).where(Task.prompt_id == prompt.id, Task.state != "withdrawn")))
     if task_ids:
         db.execute(update(Task).where(Task.id.in_(task_ids)).values(state="withdrawn"))
+        for batch_id in db.scalars(
+            select(Task.batch_id).where(Task.id.in_(task_ids)).distinct().order_by(Task.batch_id)
+        ):
+            record_batch_completion(db, batch_id)
     return len(task_ids)
 
 

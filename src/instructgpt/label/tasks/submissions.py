@@ -38,6 +38,7 @@ from instructgpt.label.tasks.forms import (
 )
 from instructgpt.label.tasks.ingest import text_hash
 from instructgpt.label.tasks.questions import batch_questions, complete_form, list_unanswered
+from instructgpt.label.tasks.task_events import record_batch_completion, record_submission
 
 _MAX_KEY_LENGTH = 200
 _REVIEW_COLUMNS = ("use_case", "personal_data", "sensitive", "labels", "rejected")
@@ -70,6 +71,7 @@ def submit_form(
     submission = _insert_version(db, locked, task, form, key, now_ms, surplus=surplus)
     locked.state, locked.closed_at = "submitted", now_ms
     _update_task_state(db, locked, task)
+    record_submission(db, locked, task, submission)
     return submission
 
 
@@ -86,6 +88,7 @@ def submit_edit(
     submission = _insert_version(db, locked, task, form, key, now_ms, surplus=replaced.surplus)
     submission.invalid_reason = replaced.invalid_reason
     _update_task_state(db, locked, task)
+    record_submission(db, locked, task, submission)
     return submission
 
 
@@ -241,7 +244,10 @@ def _insert_version(
 
 def _update_task_state(db: Session, assignment: Assignment, task: Task) -> None:
     if assignment.round == 0 and task.state in ("open", "done"):
+        was_done = task.state == "done"
         task.state = "done" if task.n_done >= task.overlap else "open"
+        if task.state == "done" and not was_done:
+            record_batch_completion(db, task.batch_id)
     db.flush()
 
 

@@ -8,6 +8,7 @@ Rows are withdrawn, revoked, replaced or expired by a time column and not delete
 from __future__ import annotations
 
 from instructgpt.label.db.models.base import Base, current_time_ms, new_id, new_random_id
+from instructgpt.label.db.models.integrations import Delivery, OpenIDFlow, ProviderIdentity, Webhook
 from instructgpt.label.db.models.people import (
     ApiKey,
     AuditLogEntry,
@@ -73,6 +74,7 @@ __all__ = [
     "Consent",
     "ConsentText",
     "Decision",
+    "Delivery",
     "DemonstrationRow",
     "Draft",
     "GoldAnswer",
@@ -81,6 +83,7 @@ __all__ = [
     "InstructionsRead",
     "Invite",
     "MessageRow",
+    "OpenIDFlow",
     "Person",
     "PlaygroundAgreement",
     "PlaygroundAnswer",
@@ -94,6 +97,7 @@ __all__ = [
     "PlaygroundUser",
     "PromptReview",
     "PromptRow",
+    "ProviderIdentity",
     "RankingItem",
     "RankingRow",
     "RateBucket",
@@ -107,6 +111,7 @@ __all__ = [
     "Task",
     "TaskCompletion",
     "UserSession",
+    "Webhook",
     "current_time_ms",
     "new_id",
     "new_random_id",

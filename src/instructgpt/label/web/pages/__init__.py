@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from instructgpt.label.web.pages import account, appearance, playground, second_factor, sign_in
+from instructgpt.label.web.pages import account, appearance, openid, playground, second_factor, sign_in
 from instructgpt.label.web.pages.labeler import calibration, home, instructions, screening, task
 from instructgpt.label.web.pages.owner import (
     adjudication,
     audit_log,
     batches,
     data,
+    integrations,
     next_round,
     overview,
     people,
@@ -19,7 +20,9 @@ from instructgpt.label.web.pages.owner import (
     task_review,
 )
 
-_COMMON = (account, appearance, playground, second_factor, sign_in)
+_COMMON = (account, appearance, openid, playground, second_factor, sign_in)
 _LABELER = (calibration, home, instructions, screening, task)
-_OWNER = (adjudication, audit_log, batches, data, next_round, overview, people, quality, results, task_review)
+_OWNER = (
+    adjudication, audit_log, batches, data, integrations, next_round, overview, people, quality, results, task_review
+)
 PAGE_ROUTERS: tuple[APIRouter, ...] = tuple(module.router for module in (*_COMMON, *_LABELER, *_OWNER))

@@ -16,6 +16,7 @@ from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import Person, current_time_ms
 from instructgpt.label.errors import SiteError
 from instructgpt.label.i18n import list_languages
+from instructgpt.label.integrations import openid_accounts
 from instructgpt.label.people import privacy
 from instructgpt.label.tasks.assignments import release_sensitive_assignments
 from instructgpt.label.web.params import client_info, set_session_cookie
@@ -23,6 +24,7 @@ from instructgpt.label.web.rendering import THEMES, redirect, render_page, trans
 
 router = APIRouter()
 
+_NEW_SESSION_MS = 10 * 60_000
 _FormText = Annotated[str, Form(max_length=10_000)]
 
 
@@ -57,9 +59,9 @@ def save_preferences(
 def change_password(
     request: Request,
     principal: SignedInUser,
-    old: _FormText,
     password: _FormText,
     repeated: Annotated[str, Form(alias="again", max_length=10_000)],
+    old: _FormText = "",
 ) -> Response:
     """Change the password, end all sign-ins, and continue this one under a new cookie."""
     site = get_site(request)
@@ -113,14 +115,14 @@ def download_own_data(request: Request, principal: SignedInUser) -> Response:
 
 @router.post("/account/withdraw")
 def withdraw_own_consent(
-    request: Request, principal: SignedInUser, password: _FormText, labels: Annotated[bool, Form()] = False
+    request: Request, principal: SignedInUser, password: _FormText = "", labels: Annotated[bool, Form()] = False
 ) -> Response:
     return _end_own_work(request, principal, password, partial(privacy.withdraw_consent, labels=labels), "/account")
 
 
 @router.post("/account/erase")
 def erase_own_account(
-    request: Request, principal: SignedInUser, password: _FormText, labels: Annotated[bool, Form()] = False
+    request: Request, principal: SignedInUser, password: _FormText = "", labels: Annotated[bool, Form()] = False
 ) -> Response:
     erase = partial(privacy.erase_account, labels=labels)
     return _end_own_work(request, principal, password, erase, "/sign-in?erased=true")
@@ -142,11 +144,16 @@ def _end_own_work(
 
 
 def check_own_password(request: Request, principal: Principal, password: str) -> None:
-    """Raise SiteError `wrong_own_password` (422) or `too_often` (429)."""
+    """Raise SiteError `wrong_own_password`, `sign_in_again` (422) or `too_often` (429)."""
     with get_site(request).database.write() as db:
         allowed = rate_limits.consume_token(db, rate_limits.PASSWORD_LIMIT, principal.user.id, current_time_ms())
     if not allowed:
         raise SiteError(429, "too_often")
+    if principal.user.password_hash is None:  # signs in at a provider only: a new sign-in stands for the password
+        assert principal.user_session is not None
+        if current_time_ms() - principal.user_session.created_at > _NEW_SESSION_MS:
+            raise SiteError(422, "sign_in_again")
+        return
     if not verify_password(password, principal.user.password_hash, patient=True):
         raise SiteError(422, "wrong_own_password")
 
@@ -162,6 +169,7 @@ def _render_account_page(request: Request, status: int = 200, error: str | None 
     site = get_site(request)
     with site.database.read() as db:
         person = db.get_one(Person, get_current_principal(request).user.id)
+        is_connected = openid_accounts.has_identity(db, person)
         sign_ins = accounts.list_active_sessions(db, site.settings, person, current_time_ms())
     return render_page(
         request,
@@ -170,6 +178,8 @@ def _render_account_page(request: Request, status: int = 200, error: str | None 
         person=person,
         sign_ins=sign_ins,
         error=error,
+        openid=site.settings.openid,
+        is_connected=is_connected,
         min_password_length=MIN_PASSWORD_LENGTH,
         themes=THEMES,
     )

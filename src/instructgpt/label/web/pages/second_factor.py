@@ -27,7 +27,7 @@ def show_second_factor(request: Request, principal: _TeamMember) -> Response:
 
 @router.post("")
 def enable_from_form(
-    request: Request, principal: _TeamMember, secret: _FormText, code: _FormText, password: _FormText
+    request: Request, principal: _TeamMember, secret: _FormText, code: _FormText, password: _FormText = ""
 ) -> Response:
     """Store the secret that the page proposed, and show the recovery codes once."""
     site = get_site(request)
@@ -44,7 +44,7 @@ def enable_from_form(
 
 
 @router.post("/end")
-def disable_from_form(request: Request, principal: _TeamMember, password: _FormText) -> Response:
+def disable_from_form(request: Request, principal: _TeamMember, password: _FormText = "") -> Response:
     site = get_site(request)
     try:
         check_own_password(request, principal, password)

@@ -6,11 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Request, Response
 
-from instructgpt.label.auth import accounts, consent
+from instructgpt.label.auth import accounts, consent, rate_limits
 from instructgpt.label.auth.dependencies import AnyUser, SignedInUser, get_site, session_cookie_name
 from instructgpt.label.auth.passwords import MIN_PASSWORD_LENGTH
 from instructgpt.label.db.models import Invite, Person, current_time_ms
+from instructgpt.label.db.models.people import normalize_name
 from instructgpt.label.errors import SiteError
+from instructgpt.label.integrations import mail
 from instructgpt.label.markdown import render_markdown
 from instructgpt.label.web.pages.appearance import local_path_or_root
 from instructgpt.label.web.params import (
@@ -54,7 +56,7 @@ def sign_in_from_form(
         token, _session = accounts.sign_in_with_password(site, name, password, **client_info(request))
     except SiteError as error:
         if error.code == "code_needed":
-            return _render_code_page(request, next, error.values["challenge"])
+            return render_code_page(request, next, error.values["challenge"])
         answer = _render_sign_in_page(request, next, error.status, translate_error(request, error), name)
         if "retry_after" in error.values:
             answer.headers["Retry-After"] = str(error.values["retry_after"])
@@ -74,11 +76,11 @@ def send_second_factor(
         message = translate_error(request, error)
         if error.code == "challenge_over":
             return _render_sign_in_page(request, next, error.status, message)
-        return _render_code_page(request, next, challenge, error.status, message)
+        return render_code_page(request, next, challenge, error.status, message)
     return set_session_cookie(redirect(local_path_or_root(next)), site, token)
 
 
-def _render_code_page(
+def render_code_page(
     request: Request, next: str, challenge: str, status: int = 200, error: str | None = None
 ) -> Response:
     next = local_path_or_root(next)
@@ -89,7 +91,42 @@ def _render_sign_in_page(
     request: Request, next: str, status: int = 200, error: str | None = None, name: str = "", erased: bool = False
 ) -> Response:
     next = local_path_or_root(next)
-    return render_page(request, "sign_in.html", status, next=next, error=error, name=name, erased=erased)
+    has_mail = get_site(request).settings.mail is not None
+    return render_page(
+        request,
+        "sign_in.html",
+        status,
+        next=next,
+        error=error,
+        name=name,
+        erased=erased,
+        has_mail=has_mail,
+        openid=get_site(request).settings.openid,
+    )
+
+
+@router.get("/sign-in/forgotten")
+def show_forgotten(request: Request, _: AnyUser) -> Response:
+    _check_mail(request)
+    return render_page(request, "forgotten.html", is_sent=False)
+
+
+@router.post("/sign-in/forgotten")
+def send_reset_link(request: Request, _: AnyUser, name: _ShortText) -> Response:
+    """Send a link for a new password; the answer is the same whether there is such a person or not."""
+    _check_mail(request)
+    site, now_ms = get_site(request), current_time_ms()
+    with site.database.write() as db:
+        if not rate_limits.consume_token(db, rate_limits.RESET_ADDRESS_LIMIT, client_info(request)["address"], now_ms):
+            raise SiteError(429, "too_often")
+        if rate_limits.consume_token(db, rate_limits.RESET_LIMIT, normalize_name(name), now_ms):
+            mail.queue_password_reset(db, name=name)
+    return render_page(request, "forgotten.html", is_sent=True)
+
+
+def _check_mail(request: Request) -> None:
+    if get_site(request).settings.mail is None:
+        raise SiteError(404, "not_found")
 
 
 @router.post("/sign-out")
@@ -171,6 +208,8 @@ def _render_invite_page(
         request,
         "invite.html",
         status,
+        openid=get_site(request).settings.openid,
+        token=token,
         invite=invite,
         person=person,
         is_setup=invite.role == "owner" and person is None and invite.created_by is None,

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
-from typing import Annotated, cast, get_args
+from typing import Annotated, Any, cast, get_args
 
 from fastapi import APIRouter, Form, Request, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from instructgpt.label.auth import accounts
-from instructgpt.label.auth.dependencies import OwnerUser, TeamUser, get_current_principal, get_site
+from instructgpt.label.auth.dependencies import OwnerUser, Principal, TeamUser, get_current_principal, get_site
 from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import Invite, Person, current_time_ms
 from instructgpt.label.db.models.people import PERSON_ROLES
 from instructgpt.label.errors import SiteError
+from instructgpt.label.integrations import mail
+from instructgpt.label.mail_server import check_address
 from instructgpt.label.people import privacy, screening
 from instructgpt.label.web.params import or_404
 from instructgpt.label.web.rendering import redirect, render_page, translate_error
@@ -25,7 +28,7 @@ router = APIRouter()
 
 _ShortText = Annotated[str, Form(max_length=100)]
 _LongText = Annotated[str, Form(max_length=5_000)]
-_MAX_INVITE_USES, _MAX_INVITE_DAYS = 1_000, 365
+_MAX_INVITE_USES, _MAX_INVITE_DAYS, _MAX_EMAILS = 1_000, 365, 100
 
 
 @router.get("/people")
@@ -42,15 +45,43 @@ def create_invite_link(
     note: Annotated[str, Form(max_length=500)] = "",
     max_uses: Annotated[int, Form(ge=1, le=_MAX_INVITE_USES)] = 1,
     days: Annotated[int, Form(ge=1, le=_MAX_INVITE_DAYS)] = accounts.INVITE_DAYS,
+    emails: _LongText = "",
 ) -> Response:
-    """Create an invitation. The answer is the only page that shows its link: the database has a hash of the token."""
+    """Create an invitation. The answer is the only page that shows its link: the database has a hash of the token.
+
+    With `emails`, each address gets a link of its own, for one account, by e-mail; no page shows those.
+    """
     if role not in PERSON_ROLES or cohort not in get_args(Cohort):
         raise SiteError(422, "bad_field", field="role, cohort", wrong="not one of the choices")
+    if emails.strip():
+        invite = {"role": role, "cohort": cast(Cohort, cohort), "note": note, "days": days}
+        return _send_invitations(request, principal, emails, invite)
     with get_site(request).database.write() as db:
         token = accounts.issue_invite(
             db, role, cohort=cast(Cohort, cohort), note=note, max_uses=max_uses, days=days, caller_id=principal.user.id
         )
     return _render_people_page(request, link=_invite_url(request, token))
+
+
+def _send_invitations(request: Request, principal: Principal, emails: str, invite: dict[str, Any]) -> Response:
+    """Create an invitation for each address and put it into the outbox."""
+    site = get_site(request)
+    if site.settings.mail is None:
+        raise SiteError(422, "no_mail")
+    try:
+        recipients = list(dict.fromkeys(check_address(part) for part in re.split(r"[\s,;]+", emails.strip())))
+    except ValueError as error:
+        raise SiteError(422, "bad_field", field="emails", wrong=str(error)) from error
+    if len(recipients) > _MAX_EMAILS:
+        raise SiteError(422, "bad_field", field="emails", wrong=f"more than {_MAX_EMAILS} addresses")
+    with site.database.write() as db:
+        tokens = []
+        for recipient in recipients:
+            row_note = f"{invite['note']} {recipient}".strip()
+            tokens.append(accounts.issue_invite(db, **invite | {"note": row_note}, caller_id=principal.user.id))
+        rows = [accounts.lock_invite(db, token, current_time_ms()) for token in tokens]
+        mail.queue_invitations(db, recipients, rows, principal.user.language)
+    return _render_people_page(request, mailed=len(recipients))
 
 
 @router.post("/people/invites/{invite_id}/revoke")
@@ -101,12 +132,20 @@ def change_role_from_form(request: Request, principal: OwnerUser, person_id: str
 
 
 @router.post("/people/{person_id}/reset")
-def create_reset_link(request: Request, principal: OwnerUser, person_id: str) -> Response:
-    """Create a link with which the person sets a new password. The answer is the only page that shows it."""
-    with get_site(request).database.write() as db:
+def create_reset_link(
+    request: Request, principal: OwnerUser, person_id: str, by_email: Annotated[bool, Form()] = False
+) -> Response:
+    """Create a link with which the person sets a new password, and show it this once or (`by_email`) send it."""
+    site = get_site(request)
+    with site.database.write() as db:
         person = _get_locked_person(db, person_id)
         if person.status == "erased":
             raise SiteError(404, "not_found")
+        if by_email:
+            if site.settings.mail is None or not person.email:
+                raise SiteError(422, "no_mail")
+            mail.queue_password_reset(db, person=person, owner_id=principal.user.id)
+            return redirect("/integrations")
         days, owner_id = accounts.RESET_DAYS, principal.user.id
         token = accounts.issue_invite(db, person.role, person=person, days=days, caller_id=owner_id)
     return _render_person_page(request, person_id, link=_invite_url(request, token))
@@ -170,7 +209,7 @@ def _invite_url(request: Request, token: str) -> str:
     return f"{base}/invite/{token}"
 
 
-def _render_people_page(request: Request, link: str | None = None) -> Response:
+def _render_people_page(request: Request, link: str | None = None, mailed: int = 0) -> Response:
     is_open = (Invite.revoked_at.is_(None), Invite.expires_at > current_time_ms(), Invite.uses < Invite.max_uses)
     is_owner = get_current_principal(request).user.role == "owner"
     with get_site(request).database.read() as db:
@@ -186,6 +225,8 @@ def _render_people_page(request: Request, link: str | None = None) -> Response:
         people=people,
         invites=invites,
         link=link,
+        mailed=mailed,
+        has_mail=get_site(request).settings.mail is not None,
         roles=PERSON_ROLES,
         cohorts=get_args(Cohort),
         folds=[folds[fold] for fold in range(screening.LABELER_FOLDS)],
@@ -208,6 +249,7 @@ def _render_person_page(
             person=person,
             error=error,
             link=link,
+            has_mail=site.settings.mail is not None,
             roles=PERSON_ROLES,
             names={row.id: row.name for row in db.scalars(select(Person).where(Person.role != "labeler"))},
             parts=screening.get_screening_progress(db, person) if is_labeler and person.cohort == "training" else [],

@@ -113,7 +113,7 @@ def reopen_task(request: Request, principal: TeamUser, task_id: str) -> Response
         task = assignments.lock_tasks(db, [or_404(db.get(Task, task_id)).id])[task_id]
         if task.state != "review":
             raise SiteError(409, "not_in_review")
-        task.state = "done" if task.n_done >= task.overlap else "open"
+        assignments.leave_review(db, task)
         audit_log.append_entry(db, principal.user.id, "task.released", task.id)
     return _redirect_to_task(task_id)
 

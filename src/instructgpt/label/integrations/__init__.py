@@ -1,0 +1,1 @@
+"""What the site sends to others: webhooks and e-mail, through an outbox in the database."""
