@@ -116,8 +116,12 @@ def load_stored_ratings(db: Session, batch: str | None = None) -> list[StoredRat
 
 
 def load_completion_models(db: Session, batch: str | None = None) -> dict[tuple[str, str], tuple[str, ...]]:
-    """Return (task, completion) -> models; several when they produced the same text. One statement."""
+    """Return (task, completion) -> models; several when they produced the same text. One statement.
+
+    Tasks that nobody was assigned have no ranking and are left out: a large batch begins with thousands of them.
+    """
     statement = select(TaskCompletion.task_id, TaskCompletion.completion_id, TaskCompletion.models)
+    statement = statement.where(TaskCompletion.task_id.in_(select(Assignment.task_id)))
     if batch is not None:
         statement = statement.join(Task, Task.id == TaskCompletion.task_id).where(Task.batch_id == batch)
     return {(task, completion): tuple(models) for task, completion, models in db.execute(statement)}

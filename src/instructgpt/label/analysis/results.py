@@ -23,6 +23,7 @@ from instructgpt.label.analysis.rankings import (
     load_stored_rankings,
     load_stored_ratings,
 )
+from instructgpt.label.db.models.submissions import Assignment
 from instructgpt.label.db.models.tasks import Batch, CompletionRow, Task, TaskCompletion
 from instructgpt.records import LABELS
 from instructgpt.results import ResultRow, result_row_to_dict
@@ -173,7 +174,7 @@ def _completion_lengths(db: Session, batch: Batch) -> dict[str, float]:
         select(CompletionRow.id, func.length(CompletionRow.text))
         .join(TaskCompletion, TaskCompletion.completion_id == CompletionRow.id)
         .join(Task, Task.id == TaskCompletion.task_id)
-        .where(Task.batch_id == batch.id)
+        .where(Task.batch_id == batch.id, Task.id.in_(select(Assignment.task_id)))
     )
     return {completion: float(length) for completion, length in db.execute(statement)}
 
