@@ -147,9 +147,10 @@ def check_own_password(request: Request, principal: Principal, password: str) ->
     """Raise SiteError `wrong_own_password`, `sign_in_again` (422) or `too_often` (429)."""
     with get_site(request).database.write() as db:
         allowed = rate_limits.consume_token(db, rate_limits.PASSWORD_LIMIT, principal.user.id, current_time_ms())
+        is_connected = openid_accounts.has_identity(db, principal.user)
     if not allowed:
         raise SiteError(429, "too_often")
-    if principal.user.password_hash is None:  # signs in at a provider only: a new sign-in stands for the password
+    if principal.user.password_hash is None and is_connected:  # signs in at a provider only: a new sign-in stands for the password
         assert principal.user_session is not None
         if current_time_ms() - principal.user_session.created_at > _NEW_SESSION_MS:
             raise SiteError(422, "sign_in_again")
