@@ -140,8 +140,9 @@ def rankings_file(folder: Path, count: int) -> Path:
     return path
 
 
-def command(*arguments: str | Path) -> list[str]:
-    return ["nice", "-n", "10", sys.executable, "-m", "instructgpt", "label", *map(str, arguments)]
+def command(*arguments: str | Path, niceness: int = 10) -> list[str]:
+    label = ["nice", "-n", str(niceness), sys.executable, "-m", "instructgpt", "label"]
+    return [*label, *map(str, arguments)]
 
 
 def prepare(folder: Path, labelers: int) -> list[str]:
@@ -189,7 +190,7 @@ def run(
         plain = '{"overlap": 1, "cohort_share": 0, "gold_share": 0, "repeat_share": 0}'
         start = time.monotonic()
         options = ["--data", files[0], "--name", "load", "--policy", plain, "--open"]
-        subprocess.run(command("import", "--site", folder / "site", *options), check=True)
+        subprocess.run(command("import", "--site", folder / "site", *options, niceness=0), check=True)
         batch_seconds = time.monotonic() - start
         phases, over = [Measured()], threading.Event()
         tokens = prepare(folder / "site", labelers)
@@ -235,11 +236,16 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=20, help="mean seconds of a ranking")
     parser.add_argument("--alone", type=float, default=60, help="seconds without an attack")
     parser.add_argument("--database", help="an empty PostgreSQL database; SQLite when not given")
+    parser.add_argument("--out", type=Path, help="JSON file with all times, to which other runs may be compared")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         numbers = (options.tasks, options.labelers, options.rankings, options.pause, options.alone)
         found = run(Path(folder), options.database, *numbers)
     name = "PostgreSQL" if options.database else "SQLite"
+    if options.out is not None:
+        phases = [{"seconds": each.seconds, "statuses": each.statuses} for each in found["phases"]]
+        record = {"database": name, "load average": os.getloadavg()} | found | {"phases": phases}
+        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"batch of {options.tasks:,} tasks: {found['batch seconds']:.0f} s beside nothing")
     print(
         "| database | phase | requests | 503 | other 5xx | home p50 / p95 | claim p50 / p95 |\n|---|---|---:|---:|---:|---:|---:|"
