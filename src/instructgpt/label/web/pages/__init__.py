@@ -23,6 +23,16 @@ from instructgpt.label.web.pages.owner import (
 _COMMON = (account, appearance, openid, playground, second_factor, sign_in)
 _LABELER = (calibration, home, instructions, screening, task)
 _OWNER = (
-    adjudication, audit_log, batches, data, integrations, next_round, overview, people, quality, results, task_review
+    adjudication,
+    audit_log,
+    batches,
+    data,
+    integrations,
+    next_round,
+    overview,
+    people,
+    quality,
+    results,
+    task_review,
 )
 PAGE_ROUTERS: tuple[APIRouter, ...] = tuple(module.router for module in (*_COMMON, *_LABELER, *_OWNER))

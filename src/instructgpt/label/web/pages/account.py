@@ -150,7 +150,9 @@ def check_own_password(request: Request, principal: Principal, password: str) ->
         is_connected = openid_accounts.has_identity(db, principal.user)
     if not allowed:
         raise SiteError(429, "too_often")
-    if principal.user.password_hash is None and is_connected:  # signs in at a provider only: a new sign-in stands for the password
+    if (
+        principal.user.password_hash is None and is_connected
+    ):  # signs in at a provider only: a new sign-in stands for the password
         assert principal.user_session is not None
         if current_time_ms() - principal.user_session.created_at > _NEW_SESSION_MS:
             raise SiteError(422, "sign_in_again")
