@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import json
 import secrets
 import time
@@ -91,6 +92,10 @@ class Provider:
         header = {"alg": "RS256", "kid": "one"} | self.header
         algorithm = str(header["alg"])
         values = {name: value for name, value in claims.items() if value is not None}
+        if isinstance(self.signing_key, bytes):  # the library refuses to use a public key as a secret
+            parts = [base64.urlsafe_b64encode(json.dumps(each).encode()).rstrip(b"=") for each in (header, values)]
+            digest = hmac.digest(self.signing_key, b".".join(parts), "sha256")
+            return b".".join([*parts, base64.urlsafe_b64encode(digest).rstrip(b"=")]).decode()
         return jwt.encode(header, values, self.signing_key or self.key, algorithms=[algorithm])
 
 

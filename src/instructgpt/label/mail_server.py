@@ -66,7 +66,7 @@ def check_address(address: str) -> str:
     return address
 
 
-def send_message(server: MailServer, message: EmailMessage) -> None:
+def send_by_smtp(server: MailServer, message: EmailMessage) -> None:
     """Send a message to its one recipient. Raises OutgoingError."""
     password = os.environ.get(SMTP_PASSWORD_VARIABLE, "")
     if server.user is not None and not password:

@@ -19,7 +19,7 @@ from instructgpt.label.context import Settings, Site
 from instructgpt.label.db.models import Delivery, Invite, Person, current_time_ms
 from instructgpt.label.db.models.people import normalize_name
 from instructgpt.label.i18n import load_translator
-from instructgpt.label.mail_server import check_address, send_message
+from instructgpt.label.mail_server import check_address, send_by_smtp
 from instructgpt.label.outgoing import OutgoingError
 
 INVITATION, PASSWORD_RESET = "mail.invitation", "mail.password_reset"
@@ -62,7 +62,7 @@ def send_delivery(site: Site, delivery: Delivery) -> None:
         raise OutgoingError("e-mail is not set up; start the site with --smtp")
     with site.database.write() as db:
         message = _build_message(db, settings, db.get_one(Delivery, delivery.id))
-    send_message(settings.mail, message)
+    send_by_smtp(settings.mail, message)
 
 
 def _build_message(db: Session, settings: Settings, delivery: Delivery) -> EmailMessage:
