@@ -12,11 +12,17 @@ from support.site import add_person, client_of, make_site
 
 from instructgpt import records
 from instructgpt.errors import InputError
-from instructgpt.label.db.models import PlaygroundFeedback
+from instructgpt.label.db.models import PlaygroundFeedback, PromptRow
 from instructgpt.label.exchange.export_files import write_export
 from instructgpt.label.exchange.selection import ExportFilter
+from instructgpt.label.playground.rounds import collect_candidates
 from instructgpt.label.playground.user_rankings import measure_user_agreement
-from instructgpt.label.tasks.batches import OverlapPolicy, create_batch_with_tasks, mark_batch_open
+from instructgpt.label.tasks.batches import (
+    OverlapPolicy,
+    create_batch_with_tasks,
+    mark_batch_open,
+    withdraw_prompt,
+)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +110,46 @@ def test_agreement_of_users_with_labelers(site):
     owner = client_of(site, add_person(site, "olga", role="owner"))
     assert "66.7 %" in owner.get("/data").text
     assert "66.7 %" in owner.get("/next-round").text
+
+
+def test_withdrawal_by_the_owner_reaches_feedback_and_rounds(site, tmp_path):
+    client, other = open_playground(site), open_playground(site)
+    for person in (client, other):
+        agree(person)
+        turn = send(person, f"mail {'ann' if person is client else 'bob'}.lee@gmail.com")
+        feedback(person, turn, kind="ranking", ranks=dict.fromkeys(turn["ids"].values(), 1))
+    labeler = client_of(site, add_person(site, "ada"))
+    for _ in range(2):
+        task = labeler.post("/api/v1/tasks/claim", json={"kind": "review"}).json()
+        form = {"use_case": "other", "personal_data": False, "sensitive": False, "labels": {}}
+        answer = labeler.post(
+            f"/api/v1/assignments/{task['assignment']}/submit",
+            json=form,
+            headers={"Idempotency-Key": task["assignment"]},
+        )
+        assert answer.status_code == 200, answer.text
+    manifest = write_export(site.database, tmp_path / "before", ExportFilter(user_feedback=True))
+    assert manifest["files"]["rankings"]["rows"] == 2
+    with site.database.write() as db:
+        prompt = db.scalars(select(PromptRow).where(PromptRow.text.contains("bob"))).one()
+        withdraw_prompt(db, prompt, 1)
+        assert [turn.messages[0]["content"] for turn in collect_candidates(db).turns] == ["mail ann.lee@gmail.com"]
+        ann = db.scalars(select(PromptRow.user).where(PromptRow.text.contains("ann"))).one()
+    manifest = write_export(site.database, tmp_path / "one", ExportFilter(user_feedback=True))
+    assert manifest["files"]["rankings"] | {"sha256": 0, "bytes": 0} == {
+        "rows": 1,
+        "left_out": {"withdrawn_prompt": 1},
+        "file": "rankings.jsonl",
+        "sha256": 0,
+        "bytes": 0,
+    }
+    owner = client_of(site, add_person(site, "olga", role="owner"))
+    assert owner.post("/privacy/user", data={"user": ann}).status_code == 200
+    with pytest.raises(InputError, match="nothing to export"):
+        write_export(site.database, tmp_path / "none", ExportFilter(user_feedback=True))
+    assert "ann.lee" not in b"".join(path.read_bytes() for path in (tmp_path / "site").glob("site.db*")).decode(
+        "latin1"
+    )
 
 
 def rank(labeler, order):

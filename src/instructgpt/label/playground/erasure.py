@@ -55,6 +55,17 @@ def erase_user_texts(db: Session, user: PlaygroundUser, now_ms: int) -> int:
     return len(turns)
 
 
+def erase_texts_of_pseudonym(db: Session, pseudonym: str, now_ms: int, initiated_by: str) -> int:
+    """Erase everything of a user for an owner whom the user asked; return the number of turns, 0 for an unknown one."""
+    user = db.scalars(select(PlaygroundUser).where(PlaygroundUser.pseudonym == pseudonym)).first()
+    if user is None:
+        return 0
+    count = erase_user_texts(db, user, now_ms)
+    if count:
+        audit_log.append_entry(db, initiated_by, "privacy.withdraw_user", user.id, prompts=count)
+    return count
+
+
 def erase_expired_turns(db: Session, retention_days: int, now_ms: int) -> int:
     """Erase turns that are older than the retention time and in no batch; return their number."""
     statement = select(PlaygroundTurn).where(

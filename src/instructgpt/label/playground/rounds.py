@@ -84,7 +84,8 @@ def collect_candidates(db: Session, cap: int = 200, max_prompts: int = 1_000) ->
     statement = (
         select(PlaygroundTurn, PlaygroundUser.pseudonym)
         .join(PlaygroundUser, PlaygroundUser.id == PlaygroundTurn.user_id)
-        .where(PlaygroundTurn.state != "erased")
+        .outerjoin(PromptRow, PromptRow.id == PlaygroundTurn.prompt_id)
+        .where(PlaygroundTurn.state != "erased", PromptRow.withdrawn_at.is_(None))
         .order_by(PlaygroundTurn.round_id.is_(None), PlaygroundTurn.id)  # those of earlier rounds first
     )
     rows = db.execute(statement).all()

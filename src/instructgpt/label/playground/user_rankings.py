@@ -95,9 +95,12 @@ def _iter_comparisons(
     )
     rows = db.execute(statement).all()
     verdicts = load_review_verdicts(db, [turn.prompt_id for _, turn, _ in rows if turn.prompt_id])
+    withdrawn_ids = set(db.scalars(select(PromptRow.id).where(PromptRow.withdrawn_at.is_not(None))))
     for feedback, turn, pseudonym in rows:
         if not (since or 0) <= feedback.created_at < (until or feedback.created_at + 1):
             left_out["other_time"] += 1
+        elif turn.prompt_id in withdrawn_ids:
+            left_out["withdrawn_prompt"] += 1
         elif turn.state == "review" and verdicts.get(turn.prompt_id or "") is not True:
             left_out["in_review" if turn.prompt_id not in verdicts else "rejected"] += 1
         elif feedback.value.get("personal_data"):

@@ -14,6 +14,7 @@ from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import AuditLogEntry, Person, current_time_ms
 from instructgpt.label.errors import SiteError
 from instructgpt.label.people import privacy
+from instructgpt.label.playground.erasure import erase_texts_of_pseudonym
 from instructgpt.label.web.rendering import get_translator, render_page, translate_error
 
 router = APIRouter()
@@ -67,11 +68,13 @@ def show_privacy_requests(request: Request, _: OwnerUser) -> Response:
 
 @router.post("/privacy/user")
 def withdraw_user(request: Request, principal: OwnerUser, user: Annotated[str, Form(max_length=500)]) -> Response:
-    """Withdraw all prompts of a user of the served model."""
-    now_ms, owner_id = current_time_ms(), principal.user.id
+    """Withdraw all prompts of a user of the served model; a user of the playground also loses their texts."""
+    now_ms, owner_id, database = current_time_ms(), principal.user.id, get_site(request).database
     try:
-        with get_site(request).database.write() as db:
-            count = privacy.withdraw_user_prompts(db, user.strip(), now_ms=now_ms, initiated_by=owner_id)
+        with database.write() as db:
+            count = erase_texts_of_pseudonym(db, user.strip(), now_ms, owner_id)
+            count = count or privacy.withdraw_user_prompts(db, user.strip(), now_ms=now_ms, initiated_by=owner_id)
+        database.purge_deleted()
     except SiteError as error:
         return _render_privacy_requests(request, error.status, error=translate_error(request, error), user=user)
     return _render_privacy_requests(request, message=get_translator(request)("privacy.withdrawn", count=count))
