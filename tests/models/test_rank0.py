@@ -17,7 +17,7 @@ from instructgpt.models import sharding
 from instructgpt.models.lora import add_lora
 from instructgpt.models.policy import completion_logp, load_policy
 from instructgpt.models.rank0 import load_on_rank0
-from instructgpt.models.reward_model import new_reward_model
+from instructgpt.models.reward_model import load_reward_model, new_reward_model, save_reward_model
 
 BATCH = checks.examples(48)
 
@@ -25,6 +25,32 @@ BATCH = checks.examples(48)
 def assert_equal_tensors(named, expected):
     for (name, tensor), (_, other) in zip(named, expected, strict=True):
         assert torch.equal(tensor, other), name
+
+
+def check_copies(sharded, whole):
+    """A copy to train has the same weights and its own memory; copied weights stay when the copy changes."""
+    trained, average = sharding.copy_model(sharded, trainable=True), sharding.copy_weights(sharded)
+    assert all(parameter.requires_grad for parameter in trained.parameters())
+    assert set(average.state_dict()) == set(sharded.state_dict())
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.mul_(2)
+    for model, factor in ((sharded, 1), (trained, 2)):
+        with sharding.unsharded(model) as gathered:
+            for (name, tensor), expected in zip(gathered.named_parameters(), whole.parameters(), strict=True):
+                assert torch.equal(tensor, factor * expected), name
+    trained.load_state_dict(average.state_dict())  # as the averaged weights go back into the policy
+    with sharding.unsharded(trained) as gathered:
+        assert_equal_tensors(gathered.named_parameters(), whole.named_parameters())
+
+
+def check_head_bias(folder):
+    """Rank 0's head has a bias that the stock class lacks; the other rank gets it too."""
+    expected = load_reward_model(folder, CPU)
+    reward = load_on_rank0(load_reward_model, folder, CPU)
+    sharding.shard(reward.model)
+    torch.testing.assert_close(reward.score(BATCH), expected.score(BATCH), atol=1e-5, rtol=1e-5)
+    assert expected.model.score.bias is not None
 
 
 def compare(rank, folder, port):
@@ -50,6 +76,8 @@ def compare(rank, folder, port):
         reward = load_on_rank0(new_reward_model, folder, CPU, 5)
         sharding.shard(reward.model)
         torch.testing.assert_close(reward.score(BATCH), expected.score(BATCH), atol=1e-5, rtol=1e-5)
+        check_copies(reward.model, expected.model)
+        check_head_bias(f"{folder}/biased")
     with pytest.raises(InputError, match="no such directory"):  # on both ranks
         load_on_rank0(load_policy, f"{folder}/gone", CPU)
     dist.destroy_process_group()
@@ -58,6 +86,9 @@ def compare(rank, folder, port):
 @pytest.mark.parametrize("tied", [False, True])
 def test_ranks_compute_alike_where_rank_0_alone_reads(tied, tmp_path):
     folder = checks.save_small_model("llama", tmp_path, tie_word_embeddings=tied)
+    biased = new_reward_model(folder, CPU, 1)
+    biased.model.score.bias = torch.nn.Parameter(torch.tensor([0.75]))
+    save_reward_model(biased, folder / "biased")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

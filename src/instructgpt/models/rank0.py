@@ -34,13 +34,15 @@ class _Blueprint:
     choice: AttentionChoice
     saved_dtype: torch.dtype
     notices: tuple[str, ...]
+    shapes: dict[str, torch.Size]  # of all parameters, such as the bias of a head whose stock class has none
 
     @classmethod
     def from_model(cls, model: Any) -> _Blueprint:
         config = copy.deepcopy(model.config)
         attention = "sdpa" if attention_choice(model).packed else config._attn_implementation
         choice = attention_choice(model)
-        return cls(type(model), config, attention, choice, saved_dtype(model), model_notices(model))
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        return cls(type(model), config, attention, choice, saved_dtype(model), model_notices(model), shapes)
 
     def build(self) -> Any:
         """Build the model with its parameters on the device `meta`."""
@@ -51,6 +53,12 @@ class _Blueprint:
                 self.config, dtype=torch.float32, attn_implementation=self.attention
             )
         model.tie_weights()
+        names = {name for name, _ in model.named_parameters()}
+        for name, shape in self.shapes.items():
+            if name not in names:
+                module_name, _, parameter_name = name.rpartition(".")
+                parameter = nn.Parameter(torch.empty(shape, device="meta"))
+                model.get_submodule(module_name).register_parameter(parameter_name, parameter)
         model.eval()
         if model.get_output_embeddings() is not None:
             has_plain_head(model)  # found out once, before it is sharded

@@ -7,7 +7,6 @@ have no bias and would silently drop the offset, so `config.json` and the metada
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Collection, Sequence
@@ -44,6 +43,7 @@ from instructgpt.models.policy import (
     prepare_model,
 )
 from instructgpt.models.precision import compute_device
+from instructgpt.models.sharding import copy_model
 from instructgpt.records import Demonstration
 
 SCORE_OFFSET_KEY = "score_offset"
@@ -255,9 +255,10 @@ def center_scores(reward_model: ScalarModel, name: str, demonstrations: Sequence
     )
 
 
-def new_value_model(reward_model: ScalarModel) -> ScalarModel:
-    """Create a value model from a copy of the reward model's weights (paper, appendix C.4)."""
-    return ScalarModel(copy.deepcopy(reward_model.model), reward_model.tokenizer, reward_model.offset)
+def new_value_model(reward_model: ScalarModel, *, memory: Collection[str] = ()) -> ScalarModel:
+    """Create a value model to train from a copy of the reward model's weights (paper, appendix C.4)."""
+    model = copy_model(reward_model.model, trainable=True, memory=memory)
+    return ScalarModel(model, reward_model.tokenizer, reward_model.offset)
 
 
 def value_model_from_adapter(reward_model: ScalarModel, rank: int, seed: int) -> tuple[ScalarModel, ScalarModel]:

@@ -20,7 +20,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from instructgpt.distributed.comm import SHARDED_CALL, any_rank, get_dist_info, uses_nccl
+from instructgpt.distributed.comm import SHARDED_CALL, any_rank, get_dist_info, is_sharded, uses_nccl
+from instructgpt.models.loading import saved_dtype, set_saved_dtype
 from instructgpt.models.policy import count_parameters
 from instructgpt.models.precision import COMPUTE_DEVICE, compute_device, free_gpu_memory
 
@@ -49,17 +50,7 @@ def shard(*models: Any, memory: Collection[str] = ()) -> None:
     offload = "offload" in memory
     if get_dist_info().world_size == 1 and not offload:
         return
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import (
-        CPUOffloadPolicy,
-        FSDPModule,
-        OffloadPolicy,
-        fully_shard,
-        register_fsdp_forward_method,
-    )
-
-    device = torch.device("cuda", torch.cuda.current_device()) if uses_nccl() else torch.device("cpu")
-    offload_policy = CPUOffloadPolicy(pin_memory=uses_nccl()) if offload else OffloadPolicy()
+    device = _shard_device()
     for model in models:
         # where rank 0 alone has read the weights: its parameters before sharding, which it then hands out
         filled = any_rank(any(parameter.is_meta for parameter in model.parameters()))[0]
@@ -73,24 +64,84 @@ def shard(*models: Any, memory: Collection[str] = ()) -> None:
             object.__setattr__(model, SHARDED_CALL, _call_function)
             _replicated_parameters.update(dict.fromkeys(model.parameters()))
             continue
-        mesh = init_device_mesh(device.type, (get_dist_info().world_size,))
-        _empty_copies[model] = _empty_copy(model)
-        for layers in layer_groups(model):
-            fully_shard(layers, mesh=mesh, reshard_after_forward=True, offload_policy=offload_policy)
-        fully_shard(model, mesh=mesh, reshard_after_forward=False, offload_policy=offload_policy)
-        _set_compute_device(model, device)
+        _fully_shard(model, device, offload)
         if filled:
             _allocate_weights(model, torch.device("cpu") if offload else device)
             _receive_weights(model, full_weights)
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                # the loss of a rank is a share of the whole batch's: gradients are summed, not averaged
-                module.set_gradient_divide_factor(1.0)
-                module.set_force_sum_reduction_for_comms(True)
-        # FSDP gathers weights around the forward method alone; our functions enter the model by this one instead
-        object.__setattr__(model, SHARDED_CALL, _call_function)
-        register_fsdp_forward_method(model, SHARDED_CALL)
-        object.__setattr__(model, SHARDED_CALL, _reshard_after(getattr(model, SHARDED_CALL), model))
+            _copy_buffers(_empty_copies[model], dict(model.named_buffers()))
+
+
+def copy_model(model: Any, *, trainable: bool, memory: Collection[str] = ()) -> Any:
+    """Return a copy of a model, sharded as it is: each rank copies its own part, and no weights are gathered.
+
+    Args:
+        model: a model that `shard` has had, without adapters.
+        trainable: whether the copy's parameters get gradients.
+        memory: as for `shard`.
+    """
+    if model not in _empty_copies:
+        full_copy = copy.deepcopy(model).requires_grad_(trainable)
+        if is_sharded(model):
+            _replicated_parameters.update(dict.fromkeys(full_copy.parameters()))
+        return full_copy
+    offload = "offload" in memory
+    sharded_copy = copy.deepcopy(_empty_copies[model]).requires_grad_(trainable)
+    _fully_shard(sharded_copy, _shard_device(), offload)
+    _allocate_weights(sharded_copy, torch.device("cpu") if offload else _shard_device())
+    with torch.no_grad():
+        for name, part in sharded_copy.named_parameters():
+            part.copy_(model.get_parameter(name))
+    return sharded_copy
+
+
+def copy_weights(module: nn.Module) -> nn.Module:
+    """Return a frozen copy of a model's weights, each rank's part of them, to average or to keep: not to compute with.
+
+    Args:
+        module: a model, or what trains of one with adapters.
+    """
+    if module not in _empty_copies:
+        return copy.deepcopy(module).requires_grad_(False)
+    weights = copy.deepcopy(_empty_copies[module])
+    parts: dict[int, nn.Parameter] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        part = parts.setdefault(id(parameter), nn.Parameter(parameter.detach().clone(), requires_grad=False))
+        module_name, _, parameter_name = name.rpartition(".")
+        weights.get_submodule(module_name)._parameters[parameter_name] = part
+    return weights
+
+
+def _shard_device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if uses_nccl() else torch.device("cpu")
+
+
+def _fully_shard(model: Any, device: torch.device, offload: bool) -> None:
+    """Apply FSDP2 to groups of layers, then to the rest of a model, in place."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import (
+        CPUOffloadPolicy,
+        FSDPModule,
+        OffloadPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
+    offload_policy = CPUOffloadPolicy(pin_memory=uses_nccl()) if offload else OffloadPolicy()
+    mesh = init_device_mesh(device.type, (get_dist_info().world_size,))
+    _empty_copies[model] = _empty_copy(model)
+    for layers in layer_groups(model):
+        fully_shard(layers, mesh=mesh, reshard_after_forward=True, offload_policy=offload_policy)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, offload_policy=offload_policy)
+    _set_compute_device(model, device)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # the loss of a rank is a share of the whole batch's: gradients are summed, not averaged
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    # FSDP gathers weights around the forward method alone; our functions enter the model by this one instead
+    object.__setattr__(model, SHARDED_CALL, _call_function)
+    register_fsdp_forward_method(model, SHARDED_CALL)
+    object.__setattr__(model, SHARDED_CALL, _reshard_after(getattr(model, SHARDED_CALL), model))
 
 
 def _allocate_weights(model: nn.Module, device: torch.device) -> None:
@@ -106,9 +157,13 @@ def _allocate_weights(model: nn.Module, device: torch.device) -> None:
         for name in shared:
             module_name, _, parameter_name = name.rpartition(".")
             model.get_submodule(module_name)._parameters[parameter_name] = model.get_parameter(first)
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
+    _copy_buffers(model, buffers)
+
+
+@torch.no_grad()
+def _copy_buffers(target: nn.Module, buffers: dict[str, Tensor]) -> None:
+    for name, buffer in target.named_buffers():
+        buffer.copy_(buffers[name])
 
 
 @torch.no_grad()
@@ -273,6 +328,7 @@ def full_model_on_rank0(model: Any) -> Any:
         vars(model_copy).pop(SHARDED_CALL, None)
         return model_copy
     is_rank0 = get_dist_info().rank == 0
+    set_saved_dtype(_empty_copies[model], saved_dtype(model))  # an option may have set it after sharding
     _copy_sharded_weights(_empty_copies[model], model, lambda full: full.cpu() if is_rank0 else full.to("meta"))
     return _empty_copies[model].cpu() if is_rank0 else _empty_copies[model]
 

@@ -54,7 +54,7 @@ from instructgpt.train.ppo_metrics import (
     compute_update_metrics,
     print_samples,
 )
-from instructgpt.train.ppo_setup import center_rewards, load_data, load_models, run_inputs, shard_models
+from instructgpt.train.ppo_setup import center_rewards, load_data, load_models, run_inputs
 from instructgpt.train.ppo_validation import Measurement, measure_on_prompts
 from instructgpt.train.rollout import PPOModels, Rollout, collect_rollout, measure_logp_parity, token_values
 from instructgpt.train.startup import save_and_verify_policy, try_saving
@@ -77,7 +77,6 @@ def train(config: PPOConfig) -> None:
         return
     models = load_models(config, run)
     data = load_data(config, models, run)
-    shard_models(models, config)
     center_rewards(models, data.demonstrations, run)
     trained_models = {"policy": models.policy, "value": models.value.model}
     optimizers = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from instructgpt.data.pretraining_text import Corpus, build_corpus, iter_documen
 from instructgpt.data.tokenization import PromptTokenizer
 from instructgpt.errors import InputError
 from instructgpt.models.flops import get_model_shape, ppo_update_flops, pretraining_flops
-from instructgpt.models.lora import BaseModelView, add_lora, get_trainable_module, has_adapters
+from instructgpt.models.lora import BaseModelView, add_lora, get_trainable_module
 from instructgpt.models.policy import context_length, load_policy, pretraining_sequence_length
 from instructgpt.models.precision import apply_memory_options
+from instructgpt.models.rank0 import load_on_rank0
 from instructgpt.models.reward_model import (
     ScalarModel,
     center_scores,
@@ -25,13 +25,13 @@ from instructgpt.models.reward_model import (
     new_value_model,
     value_model_from_adapter,
 )
-from instructgpt.models.sharding import shard
+from instructgpt.models.sharding import copy_model, copy_weights, shard
 from instructgpt.records import Demonstration, Prompt, SkippedLines, read_all_records
 from instructgpt.run.directory import RunDirectory
 from instructgpt.run.lineage import named_inputs
 from instructgpt.train.configs import PPOConfig
 from instructgpt.train.optim import get_stage_device, report_models
-from instructgpt.train.reward_functions import PythonReward, Reward, load_reward, reward_inputs
+from instructgpt.train.reward_functions import ModelReward, PythonReward, Reward, load_reward, reward_inputs
 from instructgpt.train.rollout import PPOModels
 from instructgpt.train.startup import announce_tokenizer
 
@@ -52,84 +52,87 @@ def run_inputs(config: PPOConfig) -> dict[str, Path | str]:
 def load_models(config: PPOConfig, run: RunDirectory) -> PPOModels:
     """Load the models without dropout, so that sampling and training see the same policy.
 
-    With LoRA they share two trunks: reference and reward model are policy and value model with their adapters off.
+    Of several ranks only the first reads weights, and each model is sharded before the next is read: no process ever
+    holds more than one whole model. With LoRA they share two trunks: reference and reward model are policy and value
+    model with their adapters off.
     """
     device = get_stage_device(run)
-    policy, tokenizer = load_policy(config.policy, device)
+    policy, tokenizer = load_on_rank0(load_policy, config.policy, device)
     announce_tokenizer(tokenizer, run)
-    reward = load_reward(config, tokenizer, device)
-    for model in (policy, *(part.scorer.model for part in reward.models())):
-        apply_memory_options(model, config.memory)
-    for part in reward.models():
-        part.scorer.model.requires_grad_(False)
-    value = load_value_model(config, reward, run)
-    separate_reference = load_reference(config, tokenizer, device)
-    if config.lora:
-        policy = add_lora(policy, config.lora, config.seed)
-        reference: Any = separate_reference or BaseModelView(policy)
-    else:
-        reference = separate_reference or copy.deepcopy(policy).requires_grad_(False)
-    ema = copy.deepcopy(get_trainable_module(policy)).requires_grad_(False)
+    apply_memory_options(policy, config.memory)
+    policy = add_lora(policy, config.lora, config.seed)
+    shard(policy, memory=config.memory)
+    reference = load_reference(config, policy, tokenizer, device)
+    reward, value = load_reward_and_value(config, tokenizer, device, run)
     rewards = {f"reward {part.name}": part.scorer.model for part in reward.models()}
     report_models(run, policy=policy, value=value.model, **rewards)
-    return PPOModels(policy, reference, value, reward, ema, tokenizer)
+    return PPOModels(policy, reference, value, reward, copy_weights(get_trainable_module(policy)), tokenizer)
 
 
-def load_reference(config: PPOConfig, tokenizer: PromptTokenizer, device: torch.device) -> Any | None:
-    """Load the frozen reference that is not the initial policy, or return None.
+def load_reference(config: PPOConfig, policy: Any, tokenizer: PromptTokenizer, device: torch.device) -> Any:
+    """Return the frozen reference: the initial policy, with LoRA as a view of it, or the model of --reference.
 
     Raises:
         InputError: its tokens are not the policy's.
     """
     if config.reference is None:
-        return None
-    reference, reference_tokenizer = load_policy(config.reference, device)
+        return BaseModelView(policy) if config.lora else copy_model(policy, trainable=False, memory=config.memory)
+    reference, reference_tokenizer = load_on_rank0(load_policy, config.reference, device)
     if not reference_tokenizer.is_compatible(tokenizer):
         raise InputError(
             f"--reference {config.reference}: its tokenizer or chat template is not that of --policy {config.policy}, "
             "so the KL penalty per token has no meaning"
         )
     apply_memory_options(reference, config.memory)
-    return reference.requires_grad_(False)
+    reference.requires_grad_(False)
+    shard(reference, memory=config.memory)
+    return reference
 
 
-def load_value_model(config: PPOConfig, reward: Reward, run: RunDirectory) -> ScalarModel:
-    """Return the value model: from a reward model that reads the policy's tokens, else from the policy, head at 0.
+def load_reward_and_value(
+    config: PPOConfig, tokenizer: PromptTokenizer, device: torch.device, run: RunDirectory
+) -> tuple[Reward, ScalarModel]:
+    """Load the reward, and the value model: from a reward model that reads the policy's tokens, else from the policy.
 
     With LoRA the reward model it starts from shares its weights.
     """
-    start = next((part for part in reward.models() if part.reads_tokens and part.scorer.has_token_outputs), None)
-    if start is not None and config.value_init == "reward":
-        run.info(f"the value model starts from the reward model {escape(start.name)}")
+    value: ScalarModel | None = None
+
+    def prepare(part: ModelReward) -> None:
+        nonlocal value
+        apply_memory_options(part.scorer.model, config.memory)
+        part.scorer.model.requires_grad_(False)
+        can_start = part.reads_tokens and part.scorer.has_token_outputs
+        if value is not None or not can_start or config.value_init != "reward":
+            shard(part.scorer.model, memory=config.memory)
+            return
+        run.info(f"the value model starts from the reward model {escape(part.name)}")
         if config.lora:
-            value, start.scorer = value_model_from_adapter(start.scorer, config.lora, config.seed)
-            return value
-        value = new_value_model(start.scorer)
-        value.model.requires_grad_(True)
-        return value
+            value, part.scorer = value_model_from_adapter(part.scorer, config.lora, config.seed)
+            shard(value.model, memory=config.memory)
+        else:
+            shard(part.scorer.model, memory=config.memory)
+            value = new_value_model(part.scorer, memory=config.memory)
+
+    reward = load_reward(config, tokenizer, device, prepare)
+    return reward, value or _value_model_from_policy(config, reward, device, run)
+
+
+def _value_model_from_policy(config: PPOConfig, reward: Reward, device: torch.device, run: RunDirectory) -> ScalarModel:
+    """Return a value model with the policy's trunk, its head at 0."""
     if config.value_init == "policy":
         reason = "as --value-init says"
     elif any(True for _ in reward.models()):
         reason = "since no reward model reads the policy's tokens one by one; completions reach it as text"
     else:
         reason = "since there is no reward model"
-    device = get_stage_device(run)
-    value = new_reward_model(config.policy, device, config.seed)
+    value = load_on_rank0(new_reward_model, config.policy, device, config.seed)
     torch.nn.init.zeros_(value.model.score.weight)
     apply_memory_options(value.model, config.memory)
     value.model = add_lora(value.model, config.lora, config.seed)
+    shard(value.model, memory=config.memory)
     run.info(f"the value model starts from the policy, head at 0, {reason}")
     return value
-
-
-def shard_models(models: PPOModels, config: PPOConfig) -> None:
-    """Shard all weights among the ranks, shared ones once."""
-    modules = (models.policy, models.reference, models.value.model, *models.reward.modules())
-    shard(*(model for model in modules if isinstance(model, torch.nn.Module)), memory=config.memory)
-    if has_adapters(models.policy):  # its adapters are sharded by now, and so is a copy of them
-        models.ema = copy.deepcopy(get_trainable_module(models.policy)).requires_grad_(False)
-    else:
-        shard(models.ema, memory=config.memory)
 
 
 def center_rewards(models: PPOModels, demonstrations: list[Demonstration], run: RunDirectory) -> None:

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from instructgpt.data.tokenization import PromptTokenizer
 from instructgpt.distributed.comm import broadcast_from_rank0, get_dist_info
 from instructgpt.errors import InputError, RunError, one_line
+from instructgpt.models.rank0 import load_on_rank0
 from instructgpt.models.reward_model import ScalarModel, load_reward_model
 from instructgpt.records import Prompt, PromptFields
 from instructgpt.sampling.completions import SampledCompletion, retokenize_for
@@ -194,10 +195,6 @@ class Reward:
         """Yield the parts that are reward models."""
         yield from (function for function in self.functions if isinstance(function, ModelReward))
 
-    def modules(self) -> list[nn.Module]:
-        """Return the networks to shard; one with adapters is sharded as the value model."""
-        return [part.scorer.model for part in self.models() if isinstance(part.scorer.model, nn.Module)]
-
     def state_dict(self) -> dict[str, float]:
         return asdict(self.moments)
 
@@ -248,13 +245,20 @@ def load_function(source: str) -> Callable[[list[Any], list[str]], Iterable[floa
     return reward_function
 
 
-def load_reward(config: PPOConfig, policy_tokenizer: PromptTokenizer, device: torch.device) -> Reward:
-    """Load the reward models and functions of a run."""
+def load_reward(
+    config: PPOConfig,
+    policy_tokenizer: PromptTokenizer,
+    device: torch.device,
+    prepare: Callable[[ModelReward], None],
+) -> Reward:
+    """Load the reward models and functions of a run; `prepare` gets each model before the next is read."""
     functions: list[RewardFunction] = []
     for source, name in zip(config.reward, unique_names(config.reward), strict=True):
         if split_function_source(source):
             functions.append(PythonReward(name, load_function(source)))
-        else:
-            functions.append(ModelReward(name, load_reward_model(source, device), policy_tokenizer))
+            continue
+        part = ModelReward(name, load_on_rank0(load_reward_model, source, device), policy_tokenizer)
+        prepare(part)
+        functions.append(part)
     weights = config.reward_weights or (1.0,) * len(functions)
     return Reward(tuple(functions), tuple(weights), config.score_normalization, config.score_clip)
