@@ -71,6 +71,7 @@ class SamplingOptions(CommandConfig):
             yield "--stop '' would end every completion at once"
 
 
+CUDA_GRAPHS_HELP = "on CUDA, capture sampling steps as graphs; --no-cuda-graphs runs them one kernel after the other"
 RANK_TIMEOUT_S = 600.0
 """How long ranks wait for one another by default."""
 TRAINING_ONLY_FIELDS = frozenset({"lora", "memory", "save_dtype", "checkpoints", "microbatch_tokens", "max_grad_norm"})

@@ -181,7 +181,7 @@ def test_moments_that_only_ranks_have(monkeypatch):
     assert several["updating"]["activations and logits"] == 600
     monkeypatch.setattr(context, "MIN_SHARDED_PARAMETERS", 100)
     divided = training_peaks(network(), held, PlanContext(CPU, ranks=2))
-    assert divided["loading"] == {"whole models": 400}
+    assert divided["loading"] == {"a whole model": 400, "parts of all models": 200}
     assert divided["updating"]["activations and logits"] == 1000  # gradients went to others as soon as they were made
 
 

@@ -13,6 +13,8 @@ from scipy import stats
 
 from instructgpt.data.packing import TokenizedExample, collate
 from instructgpt.errors import InputError
+from instructgpt.models import cuda_graphs
+from instructgpt.models.execution import execution_path
 from instructgpt.models.lora import BaseModelView, add_lora
 from instructgpt.models.packed_attention import use_packed_attention
 from instructgpt.models.policy import completion_logp, load_policy
@@ -133,7 +135,8 @@ def test_static_shapes_do_not_change_completions(models, family, limit_rows, mon
         "step",
         lambda self, model, rows, width: (sizes.append((rows, width)), step(self, model, rows, width)),
     )
-    monkeypatch.setattr(decoder, "STATIC_SHAPE_DEVICES", ("cpu",))
+    monkeypatch.setattr(cuda_graphs, "GRAPH_DEVICES", ("cpu",))
+    monkeypatch.setattr(decoder.Decoder, "run_graph", decoder.Decoder.step)
     monkeypatch.setattr(decoder, "ROW_BUCKETS", (2, 4))
     monkeypatch.setattr(decoder, "COLUMN_BUCKET_SIZE", 8)
     limit_rows(10)
@@ -142,6 +145,66 @@ def test_static_shapes_do_not_change_completions(models, family, limit_rows, mon
     assert {rows for rows, _ in sizes} <= {2, 4, 8, 10}
     assert {width for _, width in sizes} <= {8, 16, widest}
     assert len(set(sizes)) < len(sizes) / 2
+
+
+@pytest.fixture
+def graphs_on_cpu(monkeypatch):
+    """Let the CPU take the path of CUDA graphs, without the warm-up, which needs streams of CUDA."""
+    monkeypatch.setattr(cuda_graphs, "GRAPH_DEVICES", ("cpu",))
+    monkeypatch.setattr(decoder.Decoder, "_warm_up", lambda *_: None)
+    yield
+    cuda_graphs.enable_cuda_graphs(True)
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+def test_a_failed_capture_falls_back_to_eager_steps(models, monkeypatch, capsys):
+    """The third capture fails, in the middle of completions: none changes, one message, and no more captures."""
+    model, attempts = models["llama"], []
+    cuda_graphs.enable_cuda_graphs(False)
+    plain = sample_tokens(model, PROMPTS * 3, stop_tokens=(), max_tokens=TOKENS, seed=1)
+    cuda_graphs.enable_cuda_graphs(True)
+
+    def capture(self, model, rows, width):
+        attempts.append((rows, width))
+        if len(attempts) == 3:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return lambda: self.step(model, rows, width)
+
+    monkeypatch.setattr(decoder.Decoder, "capture_graph", capture)
+    monkeypatch.setattr(decoder, "COLUMN_BUCKET_SIZE", 2)
+    for _ in range(2):
+        assert_same_samples(sample_tokens(model, PROMPTS * 3, stop_tokens=(), max_tokens=TOKENS, seed=1), plain)
+    assert len(attempts) == 3
+    assert capsys.readouterr().out.count("could not be captured (operation not permitted") == 1
+    assert "without CUDA graphs" in str(execution_path(model))
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_switched_off_nothing_is_captured(models, monkeypatch, how):
+    def capture(*_):
+        pytest.fail("captured")
+
+    monkeypatch.setattr(decoder.Decoder, "capture_graph", capture)
+    assert "with CUDA graphs" in str(execution_path(models["llama"]))
+    if how == "option":
+        cuda_graphs.enable_cuda_graphs(False)
+    else:
+        monkeypatch.setenv(cuda_graphs.CUDA_GRAPHS_SWITCH, "0")
+    assert "without CUDA graphs" in str(execution_path(models["llama"]))
+    sample_tokens(models["llama"], PROMPTS, stop_tokens=(), max_tokens=TOKENS, seed=1)
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+def test_running_out_of_memory_in_a_capture_is_not_hidden(models, monkeypatch):
+    """The restart with smaller microbatches must see it."""
+
+    def capture(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(decoder.Decoder, "capture_graph", capture)
+    with pytest.raises(torch.OutOfMemoryError):
+        sample_tokens(models["llama"], PROMPTS, stop_tokens=(), max_tokens=TOKENS, seed=1)
 
 
 def test_bucket_shapes_by_hand():

@@ -8,14 +8,12 @@ from typing import Any
 import torch
 
 from instructgpt.distributed.comm import is_sharded
+from instructgpt.models.cuda_graphs import captures_graphs
 from instructgpt.models.families import get_family, max_context
 from instructgpt.models.head import has_plain_head
 from instructgpt.models.loading import model_notices
 from instructgpt.models.packed_attention import PACKED_ATTENTION
 from instructgpt.models.precision import compute_device
-
-GRAPH_DEVICES = ("cuda",)
-"""Device types on which sampling steps are captured as graphs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ def execution_path(model: Any, device: torch.device | None = None, *, sampled: b
         attention="packed sdpa" if is_packed else str(model.config._attn_implementation),
         logits=("output layer" if has_plain_head(model) else "own head") if has_logits else None,
         sampling=("KV cache" if uses_cache else "recomputation") if has_logits and sampled else None,
-        cuda_graphs=has_logits and sampled and uses_cache and device.type in GRAPH_DEVICES and not is_sharded(model),
+        cuda_graphs=has_logits and sampled and uses_cache and captures_graphs(device) and not is_sharded(model),
         context=max_context(model.config),
     )
 

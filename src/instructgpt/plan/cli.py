@@ -15,6 +15,7 @@ from instructgpt.config import StageConfig
 from instructgpt.data.packing import MIN_MICROBATCH_TOKENS
 from instructgpt.errors import InputError
 from instructgpt.formatting import format_si
+from instructgpt.models.cuda_graphs import enable_cuda_graphs
 from instructgpt.models.policy import pick_device
 from instructgpt.plan import format
 from instructgpt.plan.configs import PlanConfig
@@ -39,6 +40,7 @@ def main(config: PlanConfig) -> list[Plan]:
             "plan: name a stage with its options ('instructgpt plan sft --base … --data …'), or the directory of a run"
         )
     record, stage = read_timed_record(config.run) if config.run is not None else ({}, config.planned)
+    enable_cuda_graphs(getattr(stage, "cuda_graphs", True))
     assert stage is not None
     device, base_machine = resolve_machine(config, stage)
     rank_counts = config.ranks or (int(record.get("ranks", getattr(stage, "processes", 1))),)

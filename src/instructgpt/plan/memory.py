@@ -122,8 +122,8 @@ def _compute_parts(
 def _distributed_peaks(
     trained: Sequence[TracedModel], loaded: Sequence[TracedModel], fixed: dict[str, float], context: PlanContext
 ) -> MemoryPeaks:
-    """Return peaks that only several ranks have: flattened gradients for all-reduce,
-    or whole models on the CPU before sharding.
+    """Return peaks that only several ranks have: flattened gradients for all-reduce, or on rank 0 a whole model that it
+    reads beside its parts of all others.
     """
     replicated = [
         FLOAT_BYTES * network.shape.trainable_parameters for network in trained if not context.shards(network)
@@ -134,7 +134,9 @@ def _distributed_peaks(
         else {}
     )
     if context.device.type == "cpu" and any(context.shards(network) for network in loaded):
-        peaks["loading"] = {"whole models": float(sum(network.shape.weight_bytes for network in loaded))}
+        largest = max(float(network.shape.weight_bytes) for network in loaded)
+        parts = [rank_memory(network, context).weights for network in loaded]
+        peaks["loading"] = {"a whole model": largest, "parts of all models": sum(parts)}
     return peaks
 
 

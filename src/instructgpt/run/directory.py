@@ -46,7 +46,7 @@ _PRINT_INTERVAL_S = 10.0
 _RECORDED_PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 _RESUMABLE_OPTIONS = (
     frozenset({"out", "device", "resume", "processes", "patience", "track", "checkpoints"})
-    | frozenset({"checkpoint_minutes", "rounds", "one_round_control"})
+    | frozenset({"checkpoint_minutes", "cuda_graphs", "rounds", "one_round_control"})
     | frozenset({"microbatch_tokens", "validation_interval"})
     | frozenset({"kl_alarm", "min_entropy", "parity_tolerance", "parity_rms_tolerance"})
 )

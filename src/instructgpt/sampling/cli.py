@@ -9,6 +9,8 @@ import torch
 
 from instructgpt.errors import InputError
 from instructgpt.io import check_output_file
+from instructgpt.models.cuda_graphs import enable_cuda_graphs
+from instructgpt.models.execution import describe_model
 from instructgpt.models.policy import context_length, load_policy, pick_device
 from instructgpt.models.precision import compute_device
 from instructgpt.models.reward_model import center_scores, load_reward_model
@@ -49,7 +51,9 @@ def sample_completions(config: SampleConfig) -> Path:
     """
     check_output_file(config.out)
     skipped = SkippedLines(config.skip_bad)
+    enable_cuda_graphs(config.cuda_graphs)
     model, tokenizer = load_policy(config.model, pick_device(config.device))
+    _print_lines(describe_model(model))
     prompts = read_records(Prompt, config.prompts, skipped, tokenizer.check_prompt)
     console.print(tokenizer.describe(), markup=False, soft_wrap=True)
     max_prompt_tokens = max(0, context_length(model) - config.max_tokens)
@@ -92,9 +96,14 @@ def sample_completions(config: SampleConfig) -> Path:
     return config.out
 
 
+def _print_lines(lines: list[str]) -> None:
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
 def _describe_options(config: SampleConfig | ScoreConfig) -> dict[str, Any]:
     """Return the options that records depend on."""
-    return config.model_dump(mode="json", exclude={"out", "device", "resume", "skip_bad"})
+    return config.model_dump(mode="json", exclude={"out", "device", "resume", "skip_bad", "cuda_graphs"})
 
 
 def _block_rows(model: Any, width: int) -> int:
@@ -138,6 +147,7 @@ def score_completions(config: ScoreConfig) -> Path:
     check_output_file(config.out)
     skipped = SkippedLines(config.skip_bad)
     reward_model = load_reward_model(config.reward, pick_device(config.device))
+    _print_lines(describe_model(reward_model.model, sampled=False))
     records = read_records(ScoredInput, config.data, skipped, reward_model.tokenizer.check_prompt)
     demonstrations = read_all_records(Demonstration, config.demonstrations, skipped)
     if message := center_scores(reward_model, str(config.reward), demonstrations):

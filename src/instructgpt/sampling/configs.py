@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from instructgpt.config import CommandConfig, SamplingOptions
+from instructgpt.config import CUDA_GRAPHS_HELP, CommandConfig, SamplingOptions
 
 _DEVICE_HELP = "cpu, cuda, cuda:1 …; auto takes a GPU when there is one"
 
@@ -29,6 +29,7 @@ class SampleConfig(SamplingOptions):
     n: int = Field(1, ge=1, description="completions of each prompt")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
     device: str = Field("auto", description=_DEVICE_HELP)
+    cuda_graphs: bool = Field(True, description=CUDA_GRAPHS_HELP)
     resume: bool = Field(True, description=_RESUME_HELP)
     skip_bad: bool = Field(False, description="skip bad lines and prompts that are too long, and count them")
 

@@ -17,20 +17,21 @@ from torch import Tensor
 from instructgpt import functional
 from instructgpt.data.packing import TokenizedExample, collate, microbatches, token_budget
 from instructgpt.distributed.comm import call_sharded, is_sharded
+from instructgpt.errors import is_out_of_memory, one_line
+from instructgpt.models.cuda_graphs import captures_graphs, stop_capturing
 from instructgpt.models.head import compute_logits
 from instructgpt.models.lora import get_backbone
 from instructgpt.models.packed_attention import PACKED_ATTENTION, get_attention_layout, no_mask, padded_rows
 from instructgpt.models.precision import compute_device
+from instructgpt.run.directory import console
 from instructgpt.sampling.kv_cache import AttentionWindow, StaticKVCache, decode_mask
 
 FINISH_CHECK_INTERVAL = {"cpu": 1, "cuda": 4}
 """Steps between two checks for finished rows, by device type: on a GPU a check waits for all steps before it."""
 REFILL_FREE_SHARE = 1 / 8
 """Waiting prompts enter when this share of the slots is free."""
-STATIC_SHAPE_DEVICES = ("cuda",)
-"""Device types on which steps have few different shapes, so that few CUDA graphs are captured."""
 ROW_BUCKETS, COLUMN_BUCKET_SIZE = (1, 2, 4, 8, 16, 32), 128
-"""Numbers of rows of such a step, and multiples of the last; columns come in multiples of the bucket size."""
+"""Numbers of rows of a captured step, and multiples of the last; columns come in multiples of the bucket size."""
 CDF_BLOCK_SIZE, _MAX_UNBLOCKED_VOCAB = 128, 1024
 """Tokens in a block of the vocabulary when a token is drawn; a small vocabulary is not divided."""
 
@@ -157,7 +158,7 @@ class Decoder:
         self.graphs: dict[tuple[int, int], Callable[[], None]] = {}
         self.graph_pool: Any = None  # memory that the graphs share
         # communication of a sharded model cannot be captured
-        self.static_shapes = device.type in STATIC_SHAPE_DEVICES and not is_sharded(model)
+        self.static_shapes = captures_graphs(device) and not is_sharded(model)
         self.slot_index = torch.arange(num_slots, device=device)
         self.next_input = torch.zeros(num_slots, dtype=torch.long, device=device)  # the token of the next step,
         self.next_position = torch.zeros_like(self.next_input)  # and its position
@@ -234,30 +235,43 @@ class Decoder:
         self.alive[:rows] = still_alive
 
     def run_graph(self, model: Any, rows: int, width: int) -> None:
-        """Run a step as a CUDA graph, captured at the first use of its shape; without CUDA, run it as it is."""
-        if self.next_input.device.type != "cuda":
+        """Run a step as a CUDA graph, captured at the first use of its shape, or as it is where graphs are off.
+
+        Where a capture fails, which changes nothing that rows have, this step and all later ones run as they are.
+        """
+        if not captures_graphs(self.next_input.device):
             self.step(model, rows, width)
             return
         if (rows, width) not in self.graphs:
-            self.graphs[rows, width] = self.capture_graph(model, rows, width)
+            if not self.graphs:
+                self._warm_up(model, rows, width)
+            try:
+                self.graphs[rows, width] = self.capture_graph(model, rows, width)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                console.print(stop_capturing(one_line(error, 200)), markup=False, soft_wrap=True)
+                self.graphs.clear()
+                self.static_shapes = False
+                self.step(model, rows, width)
+                return
         self.graphs[rows, width]()
 
-    def capture_graph(self, model: Any, rows: int, width: int) -> Callable[[], None]:
-        """Capture a step.
+    def _warm_up(self, model: Any, rows: int, width: int) -> None:
+        """Run a step twice to initialize kernels before the first capture, with all rows marked finished."""
+        alive = self.alive.clone()
+        self.alive.zero_()
+        side_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):
+            for _ in range(2):
+                self.step(model, rows, width)
+        torch.cuda.current_stream().wait_stream(side_stream)
+        self.alive.copy_(alive)
+        self.graph_pool = torch.cuda.graph_pool_handle()
 
-        Before the first capture it runs twice to initialize kernels, with all rows marked finished.
-        """
-        if not self.graphs:
-            alive = self.alive.clone()
-            self.alive.zero_()
-            side_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            side_stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side_stream):
-                for _ in range(2):
-                    self.step(model, rows, width)
-            torch.cuda.current_stream().wait_stream(side_stream)
-            self.alive.copy_(alive)
-            self.graph_pool = torch.cuda.graph_pool_handle()
+    def capture_graph(self, model: Any, rows: int, width: int) -> Callable[[], None]:
+        """Capture a step."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.graph_pool):  # records, does not compute
             self.step(model, rows, width)

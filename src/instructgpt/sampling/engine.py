@@ -19,7 +19,7 @@ from torch import Tensor
 
 from instructgpt.data.packing import PackedBatch, TokenizedExample, collate, microbatches, token_budget
 from instructgpt.distributed.comm import call_sharded, is_sharded
-from instructgpt.errors import InputError
+from instructgpt.errors import InputError, is_out_of_memory
 from instructgpt.models.families import get_family
 from instructgpt.models.head import compute_logits, vocabulary_rows
 from instructgpt.models.lora import get_backbone
@@ -138,7 +138,9 @@ def probe_cache(model: Any) -> int | None:
     uniforms = torch.zeros(len(_PROBE_PROMPTS), _PROBE_TOKENS, dtype=torch.float64)
     try:
         samples = _decode_all(model, decoder, _PROBE_PROMPTS, uniforms)
-    except FORWARD_ERRORS:
+    except FORWARD_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         return None  # the family's forward takes other arguments
     pairs = zip(_PROBE_PROMPTS, samples, strict=True)
     examples = [TokenizedExample(list(prompt), sample.tokens) for prompt, sample in pairs]

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from instructgpt.config import RANK_TIMEOUT_S, CommandConfig, StageConfig
+from instructgpt.config import CUDA_GRAPHS_HELP, RANK_TIMEOUT_S, CommandConfig, StageConfig
 
 WARMUP_UPDATES = 10
 ScoreNormalization = Literal["none", "scale", "standardize"]
@@ -81,12 +81,13 @@ class SFTConfig(StageConfig):
     )
     dropout: float = Field(0.2, ge=0, lt=1, description="residual dropout, where the family has it")
     max_tokens: int = Field(128, ge=1, description="maximum length of completions sampled for --reward")
+    cuda_graphs: bool = Field(True, description=CUDA_GRAPHS_HELP)
     skip_bad: bool = Field(False, description="skip and count bad lines")
     processes: int = Field(1, ge=1, description="ranks to start on this machine; torchrun starts its own")
     patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds without an answer before a rank counts as dead")
 
     def ineffective_options(self) -> Iterator[str]:
-        for name, required in (("mix", "pretraining"), ("max_tokens", "reward")):
+        for name, required in (("mix", "pretraining"), ("max_tokens", "reward"), ("cuda_graphs", "reward")):
             if name in self.model_fields_set and not getattr(self, required):
                 yield f"--{name.replace('_', '-')} has no effect without --{required}"
         if self.pretraining and self.mix == 0:
@@ -196,6 +197,7 @@ class PPOConfig(StageConfig):
     parity_rms_tolerance: float = Field(
         2e-2, ge=0, description="the same as a root mean square with --memory bf16, which only warns; 0: not checked"
     )
+    cuda_graphs: bool = Field(True, description=CUDA_GRAPHS_HELP)
     skip_bad: bool = Field(False, description="skip and count bad lines")
     processes: int = Field(1, ge=1, description="ranks to start on this machine; torchrun starts its own")
     patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds without an answer before a rank counts as dead")

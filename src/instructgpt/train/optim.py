@@ -21,6 +21,7 @@ from instructgpt.distributed.comm import (
     shard_by_length,
 )
 from instructgpt.errors import InputError, RunError
+from instructgpt.models.cuda_graphs import enable_cuda_graphs
 from instructgpt.models.execution import execution_path
 from instructgpt.models.loading import model_notices, saved_dtype, set_saved_dtype
 from instructgpt.models.policy import completion_logp, pick_device
@@ -35,6 +36,7 @@ ADAM_BETAS = (0.9, 0.95)  # appendix C, all stages
 
 def get_stage_device(run: RunDirectory) -> torch.device:
     """Return the device to load a stage's models to, and warn where bf16 is slow on it."""
+    enable_cuda_graphs(getattr(run.config, "cuda_graphs", True))
     device = pick_device(run.config.device, run.config.memory)
     run.summary["microbatch_tokens"] = dict(MICROBATCH_TOKENS)
     if warning := bf16_warning(device, run.config.memory):
