@@ -233,12 +233,12 @@ def test_how_the_model_is_computed_is_printed(save, save_reward, prompts, tmp_pa
     completions = tmp_path / "c.jsonl"
     assert sample(save(), prompts, completions) == 0
     printed = capsys.readouterr().out
-    assert "family gpt_neox: packed batches" in printed
+    assert "family llama: packed batches" in printed
     assert "sampling with a KV cache, without CUDA graphs" in printed
     score = ["score", "--reward", str(save_reward()), "--data", str(completions), "--out", str(tmp_path / "s.jsonl")]
     assert run_command(score) == 0
     printed = capsys.readouterr().out
-    assert "family gpt_neox: packed batches (packed sdpa attention); context" in printed
+    assert "family llama: packed batches (packed sdpa attention); context" in printed
 
 
 def test_scores_of_blocks_are_those_of_the_model(save_reward, reward, write, tmp_path, rows_of):
