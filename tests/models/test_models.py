@@ -32,9 +32,9 @@ from instructgpt.models.reward_model import (
     SCORE_OFFSET_KEY,
     load_reward_model,
     new_reward_model,
-    new_value_model,
     read_score_offset,
     save_reward_model,
+    value_model_from_copy,
 )
 from instructgpt.train.optim import build_optimizer, lm_loss, optimizer_step
 
@@ -270,7 +270,8 @@ def test_the_head_is_initialized_from_the_seed(save):
 
 
 def test_the_value_model_is_a_copy_of_the_reward_model(reward):
-    value = new_value_model(reward)
+    value, reward = value_model_from_copy(reward)
+    assert not any(parameter.requires_grad for parameter in reward.model.parameters())
     batch = collate(EXAMPLES)
     torch.testing.assert_close(value.token_outputs(batch), reward.token_outputs(batch))
     with torch.no_grad():

@@ -14,8 +14,9 @@ from support import family_checks as checks
 from instructgpt.data.packing import collate
 from instructgpt.errors import InputError
 from instructgpt.models import sharding
-from instructgpt.models.lora import add_lora
+from instructgpt.models.lora import add_lora, get_backbone
 from instructgpt.models.policy import completion_logp, load_policy
+from instructgpt.models.precision import apply_memory_options, cached_bf16_weights, hold_frozen_in_bf16
 from instructgpt.models.rank0 import load_on_rank0
 from instructgpt.models.reward_model import load_reward_model, new_reward_model, save_reward_model
 
@@ -53,6 +54,38 @@ def check_head_bias(folder):
     assert expected.model.score.bias is not None
 
 
+def check_bf16(folder, lora):
+    """Layers are gathered in bf16, gradients added up in float32, and sampling computes with the same numbers."""
+    (whole, _), (model, _) = load_policy(folder, CPU), load_on_rank0(load_policy, folder, CPU)
+    whole, model = (add_lora(one, lora, 1) for one in (whole, model))
+    seen = {}
+    for one in (whole, model):
+        apply_memory_options(one, ("bf16",))
+        hold_frozen_in_bf16(one)
+    sharding.shard(model, memory=("bf16",))
+    layer = next(
+        module for module in get_backbone(model).modules() if type(module).__name__.endswith("LlamaDecoderLayer")
+    )
+    watched = {"norm": layer.input_layernorm, "embedding": get_backbone(model).get_input_embeddings()}
+    for name, module in watched.items():
+        module.register_forward_hook(lambda module, *_, name=name: seen.update({name: module.weight.dtype}))
+    logp, expected = (completion_logp(one, collate(BATCH)) for one in (model, whole))
+    assert seen == {"norm": torch.bfloat16, "embedding": torch.float32}
+    torch.testing.assert_close(logp, expected, atol=0.02, rtol=0.02)
+    for values in (logp, expected):
+        values.sum().backward()
+    for (name, parameter), other in zip(model.named_parameters(), whole.parameters(), strict=True):
+        if other.grad is not None:
+            assert parameter.grad.dtype == torch.float32
+            difference = parameter.grad.full_tensor() / 2 - other.grad  # two ranks had the same rows
+            assert difference.norm() < 0.05 * other.grad.norm() + 1e-3, name
+    with torch.no_grad(), sharding.unsharded(model) as gathered, cached_bf16_weights(gathered):
+        torch.testing.assert_close(completion_logp(gathered, collate(BATCH)), logp.detach(), atol=1e-6, rtol=1e-6)
+    full = sharding.full_model_on_rank0(model)
+    if dist.get_rank() == 0 and not lora:
+        assert_equal_tensors(full.named_parameters(), whole.named_parameters())
+
+
 def compare(rank, folder, port):
     """Compare a model that rank 0 has read with one that every rank reads, in one of two processes."""
     torch.set_num_threads(1)
@@ -78,6 +111,8 @@ def compare(rank, folder, port):
         torch.testing.assert_close(reward.score(BATCH), expected.score(BATCH), atol=1e-5, rtol=1e-5)
         check_copies(reward.model, expected.model)
         check_head_bias(f"{folder}/biased")
+    for lora in (0, 2):
+        check_bf16(folder, lora)
     with pytest.raises(InputError, match="no such directory"):  # on both ranks
         load_on_rank0(load_policy, f"{folder}/gone", CPU)
     dist.destroy_process_group()

@@ -197,6 +197,25 @@ def test_ppo_with_adapters_holds_two_models():
     assert sampling["key-value cache"] == 4 * 8 * 3 * 20
 
 
+def test_frozen_matrices_in_bf16_by_hand(monkeypatch):
+    """100 numbers, 70 of them in matrices: 70 x 2 + 30 x 4 bytes where they are frozen."""
+    bf16 = network(words=("bf16",))
+    matrices = bf16.shape.matrix_parameters
+    assert rank_memory(bf16, PlanContext(CUDA)).weights == 400
+    assert rank_memory(bf16, PlanContext(CUDA), frozen=True).weights == 400 - 2 * matrices
+    assert rank_memory(network(), PlanContext(CUDA), frozen=True).weights == 400
+    held = PeakMemory(500, 0), PeakMemory(500, 0), None
+    parts = ppo_peaks(bf16, bf16, [bf16], held, True, 3, 20, PlanContext(CUDA))["sampling"]
+    assert parts["weights: policy, reference, average"] == 1200 - 2 * matrices
+    assert parts["weights: reward and value model"] == 800 - 2 * matrices
+    assert parts["matrices in bf16, to sample"] == 2 * matrices
+    monkeypatch.setattr(context, "MIN_SHARDED_PARAMETERS", 100)
+    sharded = ppo_peaks(bf16, bf16, [], held, True, 3, 20, PlanContext(CUDA, ranks=4))["sampling"]
+    assert sharded["weights gathered from other ranks"] == 400 - 2 * matrices
+    assert sharded["matrices in bf16, to sample"] == 0
+    assert rank_memory(bf16, PlanContext(CUDA, ranks=4)).gathered == 4 * 40 + 2 * 70 + 4 * 110
+
+
 def test_as_many_tokens_at_once_as_fit(monkeypatch):
     """2,048 tokens need 2,048 bytes beside 500 that are always there;
     with room for 1,100 the stage would come to 512.

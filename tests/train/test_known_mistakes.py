@@ -53,7 +53,7 @@ from instructgpt.models.reward_model import (
     ScalarModel,
     load_reward_model,
     new_reward_model,
-    new_value_model,
+    value_model_from_copy,
 )
 from instructgpt.records import Prompt, Ranking
 from instructgpt.train import ppo
@@ -86,7 +86,8 @@ def test_tests_named_in_the_docstring_exist():
 def rollout(save, reward):
     """Episodes of a policy that differs from its reference; some end early."""
     (policy, render), (reference, _) = load_policy(save(), CPU), load_policy(save(), CPU)
-    models = PPOModels(policy, reference, new_value_model(reward), Reward.from_model(reward, render), policy, render)
+    value, frozen = value_model_from_copy(reward)
+    models = PPOModels(policy, reference, value, Reward.from_model(frozen, render), policy, render)
     how = {"max_tokens": 8, "eos_penalty": 1.0, "seed": 0}
     asked = [Prompt(prompt=f"Name {n}") for n in range(24)]
     often = mode(

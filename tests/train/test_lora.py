@@ -31,7 +31,7 @@ from instructgpt.data.packing import TokenizedExample, collate
 from instructgpt.errors import InputError
 from instructgpt.models.lora import BaseModelView, add_lora, get_backbone, get_trainable_module, merged_state_dict
 from instructgpt.models.policy import completion_logp, load_policy
-from instructgpt.models.reward_model import load_reward_model, new_value_model, value_model_from_adapter
+from instructgpt.models.reward_model import load_reward_model, value_model_from_adapter, value_model_from_copy
 from instructgpt.run.checkpoints import LazyTensor, read_checkpoint
 from instructgpt.run.directory import RunDirectory
 from instructgpt.train import ppo, reward, sft
@@ -159,7 +159,7 @@ def both_kinds(save, save_reward):
     whole, _ = load_policy(save(), CPU)
     whole.load_state_dict(merged_state_dict(adapted), strict=True)
     plain = load_reward_model(save_reward(), CPU)
-    whole_value = new_value_model(plain)
+    whole_value, plain = value_model_from_copy(plain)
     whole_value.model.load_state_dict(merged_state_dict(value.model), strict=True)
     return with_lora, PPOModels(
         whole, load_policy(save(), CPU)[0], whole_value, Reward.from_model(plain, render), None, render

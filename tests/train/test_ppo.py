@@ -19,7 +19,7 @@ from instructgpt.data.packing import TokenizedExample
 from instructgpt.data.pretraining_text import build_corpus
 from instructgpt.errors import InputError
 from instructgpt.models.policy import load_policy
-from instructgpt.models.reward_model import load_reward_model, new_value_model
+from instructgpt.models.reward_model import load_reward_model, value_model_from_copy
 from instructgpt.records import Prompt
 from instructgpt.train import ppo
 from instructgpt.train.configs import PPOConfig
@@ -37,7 +37,8 @@ def models(save, save_reward):
     reference, average = copy.deepcopy(policy), copy.deepcopy(policy)
     with torch.no_grad():
         policy.get_output_embeddings().weight.mul_(1.1)
-    return PPOModels(policy, reference, new_value_model(reward), Reward.from_model(reward, render), average, render)
+    value, reward = value_model_from_copy(reward)
+    return PPOModels(policy, reference, value, Reward.from_model(reward, render), average, render)
 
 
 def make_prompts(count=7):

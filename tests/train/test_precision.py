@@ -28,10 +28,17 @@ from instructgpt.data.packing import TokenizedExample, collate
 from instructgpt.distributed.comm import DistInfo
 from instructgpt.errors import InputError, RunError
 from instructgpt.models import precision
-from instructgpt.models.lora import add_lora, get_backbone
+from instructgpt.models.loading import model_notices
+from instructgpt.models.lora import add_lora, get_backbone, merged_state_dict
 from instructgpt.models.packed_attention import hidden_states
 from instructgpt.models.policy import completion_logp, load_policy
-from instructgpt.models.precision import apply_memory_options, bf16_warning, cached_bf16_weights
+from instructgpt.models.precision import (
+    apply_memory_options,
+    bf16_warning,
+    cached_bf16_weights,
+    disable_bf16,
+    hold_frozen_in_bf16,
+)
 from instructgpt.models.reward_model import load_reward_model, new_reward_model, save_reward_model
 from instructgpt.train import optim, ppo, pretrain, reward, rollout, sft
 from instructgpt.train.alarms import PPOAlarms, check_first_ratio, check_parity
@@ -131,6 +138,50 @@ def test_cached_bf16_weights_change_no_bit(save, family, rank):
     assert not torch.equal(seen[0][1], seen[1][1])
 
 
+def parameter_bytes(model):
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frozen_matrices_in_bf16_change_no_bit(save, family, gradients):
+    """Frozen bytes with --lora --memory bf16: two a matrix number instead of four; outputs and gradients are equal."""
+    wide, narrow = (load_policy(save(family), CPU)[0] for _ in range(2))
+    matrices = [m for m in wide.base_model.modules() if isinstance(m, torch.nn.Linear) or type(m).__name__ == "Conv1D"]
+    num_matrix_parameters = sum(p.numel() for m in matrices for p in m.parameters(recurse=False))
+    for model in (wide, narrow):
+        apply_memory_options(model, ("bf16",))
+    wide, narrow = (add_lora(model, 3, seed=0) for model in (wide, narrow))
+    hold_frozen_in_bf16(narrow)
+    assert parameter_bytes(wide) - parameter_bytes(narrow) == 2 * num_matrix_parameters > 0
+    assert {p.dtype for p in narrow.parameters() if p.requires_grad} == {torch.float32}
+    assert torch.equal(completion_logp(narrow, BATCH), completion_logp(wide, BATCH))
+    with torch.no_grad(), cached_bf16_weights(narrow):
+        assert torch.equal(completion_logp(narrow, BATCH), completion_logp(wide, BATCH))
+    for model in (wide, narrow):
+        completion_logp(model, BATCH).sum().backward()
+    expected = gradients(wide)
+    for name, gradient in gradients(narrow).items():
+        assert torch.equal(gradient, expected[name]), name
+    assert "frozen weights are held in bf16, rounded as bf16 computes with them" in " ".join(model_notices(narrow))
+
+
+def test_frozen_bf16_matrices_compute_in_float32_once_bf16_is_off(save):
+    """As the merged model computes after saving and loading: its matrices are the rounded ones."""
+    model = load_policy(save(), CPU)[0]
+    apply_memory_options(model, ("bf16",))
+    model = add_lora(model, 3, seed=0)
+    hold_frozen_in_bf16(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.02)
+        disable_bf16(model)
+        plain = load_policy(save(), CPU)[0]
+        plain.load_state_dict(merged_state_dict(model))
+        torch.testing.assert_close(completion_logp(model, BATCH), completion_logp(plain, BATCH), atol=1e-5, rtol=1e-5)
+    assert torch.bfloat16 in {parameter.dtype for parameter in model.parameters()}, "held in bf16 again"
+
+
 def test_weights_stay_float32_without_bf16(save):
     model, _ = load_policy(save(), CPU)
     with cached_bf16_weights(model):
@@ -190,7 +241,7 @@ def test_ppo_in_bf16(pretrained_models, write, tmp_path, rows_of, monkeypatch, r
     assert json.loads((folder / "run.json").read_text())["config"]["memory"] == ["bf16", "checkpointing"]
     assert {tensor.dtype for tensor in weights_of(folder).values()} == {torch.float32}
     for model, optimizer in seen:
-        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
         assert {t.dtype for state in optimizer.state.values() for t in state.values()} == {torch.float32}
 
 

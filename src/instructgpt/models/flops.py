@@ -25,6 +25,7 @@ from instructgpt.models.precision import apply_memory_options
 
 FLOAT_BYTES = 4
 """Bytes of a float32: weights, gradients, Adam's moments, activations and the KV cache."""
+BF16_BYTES = 2
 BACKWARD_FLOPS_FACTOR = 2
 """A backward pass multiplies twice as much as a forward pass: for gradients of inputs, and of trained weights."""
 

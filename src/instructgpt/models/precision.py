@@ -16,11 +16,13 @@ from transformers.pytorch_utils import Conv1D
 
 from instructgpt.distributed.comm import uses_nccl
 from instructgpt.errors import InputError
+from instructgpt.models.loading import add_notice
 from instructgpt.models.lora import get_backbone
 
 COMPUTE_DEVICE = "instructgpt_compute_device"
 """The attribute of a model whose weights wait on another device than it computes on."""
 _AUTOCAST_CONTEXTS_KEY = "_bf16_contexts"
+_BF16_DATA_KEY = "_bf16_data"
 _bf16_buffers: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
 """Memory for the bf16 copies of a backbone's matrices while it samples."""
 
@@ -58,8 +60,53 @@ def _enable_bf16(model: Any) -> None:
 
 
 def disable_bf16(model: Any) -> None:
-    """Compute in float32 from now on, as the model will once it is saved and loaded again."""
-    get_backbone(model).computes_in_bf16 = False
+    """Compute in float32 from now on, as the model will once it is saved and loaded again.
+
+    Matrices held in bf16 stay so, and are cast while their layer computes.
+    """
+    backbone = get_backbone(model)
+    backbone.computes_in_bf16 = False
+    for layer in matrix_layers(backbone):
+        if any(parameter.dtype == torch.bfloat16 for parameter in layer.parameters(recurse=False)):
+            layer.register_forward_pre_hook(_cast_to_float32)
+            layer.register_forward_hook(_cast_back_to_bf16, always_call=True)
+
+
+def matrix_layers(module: nn.Module) -> list[nn.Module]:
+    """Return the linear layers below a module, whose weights autocast rounds to bf16 at every use."""
+    return [layer for layer in module.modules() if isinstance(layer, nn.Linear | Conv1D)]
+
+
+@torch.no_grad()
+def hold_frozen_in_bf16(model: Any) -> None:
+    """Hold the frozen matrices of a backbone that computes in bf16 in bf16: half the bytes, and no result changes a bit.
+
+    Call it before sharding, and after adapters were added. Embeddings, norms and heads, which compute in float32, stay.
+    """
+    backbone = get_backbone(model)
+    if not getattr(backbone, "computes_in_bf16", False):
+        return
+    num_frozen, is_rounded = 0, False
+    for layer in matrix_layers(backbone):
+        for parameter in layer.parameters(recurse=False):
+            if not parameter.requires_grad and parameter.dtype == torch.float32:
+                narrow = parameter.data.to(torch.bfloat16)
+                is_rounded = is_rounded or not (parameter.is_meta or torch.equal(narrow.float(), parameter.data))
+                parameter.data, num_frozen = narrow, num_frozen + parameter.numel()
+    if num_frozen:
+        rounding = ", rounded as bf16 computes with them, in the saved model too" if is_rounded else ""
+        add_notice(model, f"{num_frozen:,} frozen weights are held in bf16{rounding}")
+
+
+def _cast_to_float32(layer: nn.Module, _: Any) -> None:
+    layer.__dict__[_BF16_DATA_KEY] = {name: p.data for name, p in layer.named_parameters(recurse=False)}
+    for parameter in layer.parameters(recurse=False):
+        parameter.data = parameter.data.float()
+
+
+def _cast_back_to_bf16(layer: nn.Module, *_: Any) -> None:
+    for name, data in layer.__dict__.pop(_BF16_DATA_KEY).items():
+        layer.get_parameter(name).data = data
 
 
 @contextmanager
@@ -69,8 +116,12 @@ def cached_bf16_weights(model: Any) -> Iterator[None]:
     if not getattr(backbone, "computes_in_bf16", False):
         yield
         return
-    layers = [module for module in backbone.modules() if isinstance(module, nn.Linear | Conv1D)]
-    parameters = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
+    parameters = [
+        parameter
+        for layer in matrix_layers(backbone)
+        for parameter in layer.parameters(recurse=False)
+        if parameter.dtype == torch.float32
+    ]
     # the same memory every time: CUDA graphs of sampling steps have recorded its addresses
     if backbone not in _bf16_buffers:
         _bf16_buffers[backbone] = [torch.empty_like(parameter, dtype=torch.bfloat16) for parameter in parameters]

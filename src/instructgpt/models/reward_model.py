@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -255,10 +255,15 @@ def center_scores(reward_model: ScalarModel, name: str, demonstrations: Sequence
     )
 
 
-def new_value_model(reward_model: ScalarModel, *, memory: Collection[str] = ()) -> ScalarModel:
-    """Create a value model to train from a copy of the reward model's weights (paper, appendix C.4)."""
-    model = copy_model(reward_model.model, trainable=True, memory=memory)
-    return ScalarModel(model, reward_model.tokenizer, reward_model.offset)
+def value_model_from_copy(
+    reward_model: ScalarModel, *, memory: Collection[str] = ()
+) -> tuple[ScalarModel, ScalarModel]:
+    """Make a reward model the value model that trains from its weights (paper, appendix C.4).
+
+    Return it and a frozen copy, the reward model from now on.
+    """
+    frozen = replace(reward_model, model=copy_model(reward_model.model, trainable=False, memory=memory))
+    return ScalarModel(reward_model.model.requires_grad_(True), reward_model.tokenizer, reward_model.offset), frozen
 
 
 def value_model_from_adapter(reward_model: ScalarModel, rank: int, seed: int) -> tuple[ScalarModel, ScalarModel]:

@@ -22,8 +22,15 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from instructgpt.distributed.comm import SHARDED_CALL, any_rank, get_dist_info, is_sharded, uses_nccl
 from instructgpt.models.loading import saved_dtype, set_saved_dtype
+from instructgpt.models.lora import get_backbone
 from instructgpt.models.policy import count_parameters
-from instructgpt.models.precision import COMPUTE_DEVICE, compute_device, free_gpu_memory
+from instructgpt.models.precision import (
+    COMPUTE_DEVICE,
+    compute_device,
+    free_gpu_memory,
+    hold_frozen_in_bf16,
+    matrix_layers,
+)
 
 MIN_SHARDED_PARAMETERS = 25_000_000
 """Models of fewer parameters are replicated (`docs/performance.md`, several processes)."""
@@ -34,11 +41,13 @@ MAX_UNSHARDED_MEMORY_SHARE = 0.5
 
 _empty_copies: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 """For each sharded model a copy without weights, into which they are gathered."""
+_gathered_in_bf16: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
+"""For each sharded model the names of the parameters that FSDP gathers in bf16."""
 _replicated_parameters = WeakTensorKeyDictionary()
 """Parameters of models that every rank holds in full."""
 
 
-def shard(*models: Any, memory: Collection[str] = ()) -> None:
+def shard(*models: Any, memory: Collection[str] = (), gather_in_bf16: bool = True) -> None:
     """Shard models over all ranks, in place: groups of layers, then the rest. Small models are replicated.
 
     Call it before the optimizers are made. Each rank's part goes to its device; no GPU ever holds a whole model.
@@ -46,6 +55,8 @@ def shard(*models: Any, memory: Collection[str] = ()) -> None:
     Args:
         models: causal models, reward models or value models, loaded on the CPU.
         memory: with `offload`, weights, gradients and optimizer state stay on the CPU; a GPU computes.
+        gather_in_bf16: whether layers of a model that computes in bf16 are gathered in bf16, norms included; gradients
+            are added up in float32. False where the model will compute in float32 later.
     """
     offload = "offload" in memory
     if get_dist_info().world_size == 1 and not offload:
@@ -64,7 +75,7 @@ def shard(*models: Any, memory: Collection[str] = ()) -> None:
             object.__setattr__(model, SHARDED_CALL, _call_function)
             _replicated_parameters.update(dict.fromkeys(model.parameters()))
             continue
-        _fully_shard(model, device, offload)
+        _fully_shard(model, device, offload, gather_in_bf16)
         if filled:
             _allocate_weights(model, torch.device("cpu") if offload else device)
             _receive_weights(model, full_weights)
@@ -81,12 +92,16 @@ def copy_model(model: Any, *, trainable: bool, memory: Collection[str] = ()) -> 
     """
     if model not in _empty_copies:
         full_copy = copy.deepcopy(model).requires_grad_(trainable)
+        if not trainable:
+            hold_frozen_in_bf16(full_copy)
         if is_sharded(model):
             _replicated_parameters.update(dict.fromkeys(full_copy.parameters()))
         return full_copy
     offload = "offload" in memory
     sharded_copy = copy.deepcopy(_empty_copies[model]).requires_grad_(trainable)
-    _fully_shard(sharded_copy, _shard_device(), offload)
+    if not trainable:
+        hold_frozen_in_bf16(sharded_copy)
+    _fully_shard(sharded_copy, _shard_device(), offload, gather_in_bf16=True)
     _allocate_weights(sharded_copy, torch.device("cpu") if offload else _shard_device())
     with torch.no_grad():
         for name, part in sharded_copy.named_parameters():
@@ -115,12 +130,16 @@ def _shard_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if uses_nccl() else torch.device("cpu")
 
 
-def _fully_shard(model: Any, device: torch.device, offload: bool) -> None:
-    """Apply FSDP2 to groups of layers, then to the rest of a model, in place."""
+def _fully_shard(model: Any, device: torch.device, offload: bool, gather_in_bf16: bool) -> None:
+    """Apply FSDP2 to groups of layers, then to the rest of a model, in place.
+
+    The rest (embeddings, last norm, head) computes in float32, so it is gathered in float32.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import (
         CPUOffloadPolicy,
         FSDPModule,
+        MixedPrecisionPolicy,
         OffloadPolicy,
         fully_shard,
         register_fsdp_forward_method,
@@ -129,8 +148,14 @@ def _fully_shard(model: Any, device: torch.device, offload: bool) -> None:
     offload_policy = CPUOffloadPolicy(pin_memory=uses_nccl()) if offload else OffloadPolicy()
     mesh = init_device_mesh(device.type, (get_dist_info().world_size,))
     _empty_copies[model] = _empty_copy(model)
-    for layers in layer_groups(model):
-        fully_shard(layers, mesh=mesh, reshard_after_forward=True, offload_policy=offload_policy)
+    groups, precision = layer_groups(model), MixedPrecisionPolicy()
+    if gather_in_bf16 and getattr(get_backbone(model), "computes_in_bf16", False):
+        precision = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        ids = {id(parameter) for layers in groups for layer in layers for parameter in layer.parameters()}
+        named = model.named_parameters(remove_duplicate=False)
+        _gathered_in_bf16[model] = frozenset(name for name, parameter in named if id(parameter) in ids)
+    for layers in groups:
+        fully_shard(layers, mesh=mesh, reshard_after_forward=True, offload_policy=offload_policy, mp_policy=precision)
     fully_shard(model, mesh=mesh, reshard_after_forward=False, offload_policy=offload_policy)
     _set_compute_device(model, device)
     for module in model.modules():
@@ -261,7 +286,7 @@ def unsharded(model: Any) -> Iterator[Any]:
             yield model
         return
     full_model, device = _empty_copies[model], compute_device(model)
-    _copy_sharded_weights(full_model, model, lambda full: full.to(device))
+    _copy_sharded_weights(full_model, model, lambda full: full.to(device), _gathered_in_bf16.get(model, frozenset()))
     try:
         yield full_model.to(device)
     finally:
@@ -334,14 +359,27 @@ def full_model_on_rank0(model: Any) -> Any:
 
 
 @torch.no_grad()
-def _copy_sharded_weights(target: nn.Module, source: nn.Module | None, convert: Callable[[Tensor], Tensor]) -> None:
-    """Replace the weights of `target` one by one: by those of a sharded model, or its own where None; converted."""
+def _copy_sharded_weights(
+    target: nn.Module,
+    source: nn.Module | None,
+    convert: Callable[[Tensor], Tensor],
+    gathered_in_bf16: Collection[str] = (),
+) -> None:
+    """Replace the weights of `target` one by one: by those of a sharded model, or its own where None; converted.
+
+    Those gathered in bf16 are the numbers that training computes with; matrices stay in bf16.
+    """
     source_parameters: Any = dict((source or target).named_parameters(remove_duplicate=False))
+    matrices = {id(p) for layer in matrix_layers(target) for p in layer.parameters(recurse=False)}
     new_parameters: dict[int, nn.Parameter] = {}
     for name, old_parameter in list(target.named_parameters(remove_duplicate=False)):
         if id(old_parameter) not in new_parameters:
-            parameter = source_parameters[name]
-            tensor = parameter.detach() if source is None else parameter.full_tensor()
+            parameter = source_parameters[name].detach()
+            if name in gathered_in_bf16:
+                full = parameter.to(torch.bfloat16).full_tensor()
+                tensor = full if id(old_parameter) in matrices else full.float()
+            else:
+                tensor = parameter if source is None else parameter.full_tensor()
             new_parameters[id(old_parameter)] = nn.Parameter(convert(tensor), requires_grad=False)
         module_name, _, parameter_name = name.rpartition(".")
         target.get_submodule(module_name)._parameters[parameter_name] = new_parameters[id(old_parameter)]

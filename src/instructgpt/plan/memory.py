@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from instructgpt.data.packing import TokenizedExample
-from instructgpt.models.flops import FLOAT_BYTES
+from instructgpt.models.flops import BF16_BYTES, FLOAT_BYTES
 from instructgpt.plan.context import PlanContext
 from instructgpt.plan.meta_trace import PeakMemory, TracedModel
-from instructgpt.plan.roofline import ACTIVATIONS_PART, ALLOCATOR_PART, BF16_BYTES
+from instructgpt.plan.roofline import ACTIVATIONS_PART, ALLOCATOR_PART
 
 _ALLOCATOR_OVERHEAD_RATIO = 2.0
 """Unusable glibc heap bytes per byte of trained weights, or of activations where these are fewer: Adam moments and
@@ -33,26 +33,36 @@ class RankMemory:
     gathered: float
 
 
-def rank_memory(model: TracedModel, context: PlanContext) -> RankMemory:
-    """Return what each rank holds of a model.
+def held_weights(model: TracedModel, *, frozen: bool = False) -> float:
+    """Return the bytes of a model's weights: frozen matrices take two bytes a number with bf16.
+
+    Args:
+        model: with adapters, the weights below them are frozen.
+        frozen: whether all of it is.
+    """
+    shape = model.shape
+    narrow = shape.matrix_parameters if frozen else shape.frozen_matrix_parameters
+    return float(shape.weight_bytes - (FLOAT_BYTES - BF16_BYTES) * narrow * ("bf16" in model.memory))
+
+
+def rank_memory(model: TracedModel, context: PlanContext, *, frozen: bool = False) -> RankMemory:
+    """Return what each rank holds of a model that trains, or is `frozen`.
 
     The next group of layers is gathered while one is computed, and gradients of one group are reduced while those of
     another are computed; parameters outside the layers stay gathered throughout.
     """
     shape = model.shape
     weights, gradients, optimizer_state = (
-        float(shape.weight_bytes),
+        held_weights(model, frozen=frozen),
         float(FLOAT_BYTES * shape.trainable_parameters),
         adam_bytes(model),
     )
     if not context.shards(model):
         return RankMemory(weights, gradients, optimizer_state, 0.0)
     outside_layers, *layers = model.gather_sizes
-    gathered = (
-        FLOAT_BYTES
-        * (outside_layers + 2 * max(layers, default=0))
-        * (1 + shape.trainable_parameters / shape.parameters)
-    )
+    largest = 2 * max(layers, default=0)
+    gathered = FLOAT_BYTES * outside_layers + model.gather_bytes * largest
+    gathered += FLOAT_BYTES * (outside_layers + largest) * shape.trainable_parameters / shape.parameters
     if "offload" in model.memory:  # all of it waits in the memory of the host
         return RankMemory(0.0, 0.0, 0.0, gathered)
     return RankMemory(weights / context.ranks, gradients / context.ranks, optimizer_state / context.ranks, gathered)
@@ -143,7 +153,7 @@ def _distributed_peaks(
 def _sampling_parts(policy: TracedModel, decode_rows: int, row_tokens: int, context: PlanContext) -> dict[str, float]:
     shape, bf16 = policy.shape, "bf16" in policy.memory
     return {
-        "weights gathered from other ranks": float(shape.weight_bytes) if context.shards(policy) else 0.0,
+        "weights gathered from other ranks": held_weights(policy, frozen=True) if context.shards(policy) else 0.0,
         "key-value cache": float(
             (BF16_BYTES if bf16 else FLOAT_BYTES) * shape.kv_cache_size_per_token * decode_rows * row_tokens
         ),  # taken once, for all of them
@@ -173,13 +183,15 @@ def ppo_peaks(
     """
     policy_bytes, value_bytes = rank_memory(policy, context), rank_memory(value, context)
     shape, bf16 = policy.shape, "bf16" in policy.memory
-    reference = 0.0 if policy.lora else policy_bytes.weights
+    reference = 0.0 if policy.lora else rank_memory(policy, context, frozen=True).weights
     ema = policy_bytes.gradients if policy.lora else policy_bytes.weights
+    # of a sharded policy they are gathered in bf16, and frozen ones are held in it
+    cast_parameters = 0 if context.shards(policy) else shape.matrix_parameters - shape.frozen_matrix_parameters
     fixed = {
         "weights: policy, reference, average": policy_bytes.weights + reference + ema,
         "weights: reward and value model": value_bytes.weights
-        + sum(rank_memory(model, context).weights for model in frozen),
-        "matrices in bf16, to sample": float(BF16_BYTES * shape.matrix_parameters * bf16),
+        + sum(rank_memory(model, context, frozen=True).weights for model in frozen),
+        "matrices in bf16, to sample": float(BF16_BYTES * cast_parameters * bf16),
         "Adam's moments": policy_bytes.optimizer_state + value_bytes.optimizer_state,
     }
     sampling = _sampling_parts(policy, decode_rows, row_tokens, context)

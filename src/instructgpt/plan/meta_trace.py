@@ -22,6 +22,7 @@ from instructgpt.data.packing import PackedBatch, TokenizedExample, collate
 from instructgpt.models.execution import ExecutionPath, execution_path
 from instructgpt.models.families import get_family
 from instructgpt.models.flops import (
+    BF16_BYTES,
     FLOAT_BYTES,
     ModelShape,
     build_on_meta,
@@ -123,6 +124,11 @@ class TracedModel:
         except NotImplementedError:
             return False
         return True
+
+    @property
+    def gather_bytes(self) -> int:
+        """Bytes of a number of the layers when ranks gather it; the reward stage gathers in float32."""
+        return BF16_BYTES if "bf16" in self.memory and self.forward_fn is not forward_scores else FLOAT_BYTES
 
     def path(self, device: torch.device) -> ExecutionPath:
         """Return how the model will be computed on a device."""

@@ -12,8 +12,6 @@ from instructgpt.plan.meta_trace import TracedModel
 
 _ADAM_BYTES = 3 * FLOAT_BYTES
 """Bytes AdamW moves per parameter beside its moments: weight and gradient read, weight written."""
-BF16_BYTES = 2
-"""Bytes of a bf16 number."""
 _CLIP_BYTES = 3 * FLOAT_BYTES
 """Bytes of gradient clipping per parameter: read for the norm, read and written for the scaling."""
 ACTIVATIONS_PART, ALLOCATOR_PART = "activations and logits", "holes between them"
@@ -147,10 +145,8 @@ def forward_backward_phases(
     """
     shape, gather_sizes = model.shape, model.gather_sizes if ranks > 1 else []
     tokens = sum(text.tokens for text in sequences)
-    gathered_bytes, regathered_bytes = (
-        ring_bytes(shape.weight_bytes, ranks),
-        ring_bytes(FLOAT_BYTES * sum(gather_sizes[1:]), ranks),
-    )
+    regathered_bytes = ring_bytes(model.gather_bytes * sum(gather_sizes[1:]), ranks)
+    gathered_bytes = regathered_bytes + ring_bytes(FLOAT_BYTES * sum(gather_sizes[:1]), ranks)
     forward = Phase(
         phase_names[0],
         tokens,

@@ -16,7 +16,7 @@ from instructgpt.data.splits import is_heldout
 from instructgpt.data.tokenization import PromptTokenizer, tokenize_demonstrations
 from instructgpt.errors import InputError
 from instructgpt.models.families import check_supported
-from instructgpt.models.flops import FLOAT_BYTES, SequenceShape
+from instructgpt.models.flops import BF16_BYTES, FLOAT_BYTES, SequenceShape
 from instructgpt.models.loading import load_model_config
 from instructgpt.models.policy import (
     MAX_LOGITS,
@@ -36,7 +36,6 @@ from instructgpt.plan.lengths import (
 from instructgpt.plan.memory import adam_bytes, ppo_peaks, trace_largest_microbatch, training_peaks
 from instructgpt.plan.meta_trace import ForwardFn, PeakMemory, TracedModel, forward_logp, forward_scores, forward_values
 from instructgpt.plan.roofline import (
-    BF16_BYTES,
     Phase,
     Plan,
     count_predicted_tokens,
@@ -416,7 +415,10 @@ def _rollout_phases(
                 0,
                 0,
                 0,
-                bytes_sent=ring_bytes(policy.shape.weight_bytes, context.ranks),
+                bytes_sent=ring_bytes(
+                    FLOAT_BYTES * policy.gather_sizes[0] + policy.gather_bytes * sum(policy.gather_sizes[1:]),
+                    context.ranks,
+                ),
                 calls=len(policy.gather_sizes),
             ),
             *phases,

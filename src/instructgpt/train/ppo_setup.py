@@ -16,14 +16,14 @@ from instructgpt.errors import InputError
 from instructgpt.models.flops import get_model_shape, ppo_update_flops, pretraining_flops
 from instructgpt.models.lora import BaseModelView, add_lora, get_trainable_module
 from instructgpt.models.policy import context_length, load_policy, pretraining_sequence_length
-from instructgpt.models.precision import apply_memory_options
+from instructgpt.models.precision import apply_memory_options, hold_frozen_in_bf16
 from instructgpt.models.rank0 import load_on_rank0
 from instructgpt.models.reward_model import (
     ScalarModel,
     center_scores,
     new_reward_model,
-    new_value_model,
     value_model_from_adapter,
+    value_model_from_copy,
 )
 from instructgpt.models.sharding import copy_model, copy_weights, shard
 from instructgpt.records import Demonstration, Prompt, SkippedLines, read_all_records
@@ -61,6 +61,7 @@ def load_models(config: PPOConfig, run: RunDirectory) -> PPOModels:
     announce_tokenizer(tokenizer, run)
     apply_memory_options(policy, config.memory)
     policy = add_lora(policy, config.lora, config.seed)
+    hold_frozen_in_bf16(policy)
     shard(policy, memory=config.memory)
     reference = load_reference(config, policy, tokenizer, device)
     reward, value = load_reward_and_value(config, tokenizer, device, run)
@@ -85,6 +86,7 @@ def load_reference(config: PPOConfig, policy: Any, tokenizer: PromptTokenizer, d
         )
     apply_memory_options(reference, config.memory)
     reference.requires_grad_(False)
+    hold_frozen_in_bf16(reference)
     shard(reference, memory=config.memory)
     return reference
 
@@ -101,18 +103,20 @@ def load_reward_and_value(
     def prepare(part: ModelReward) -> None:
         nonlocal value
         apply_memory_options(part.scorer.model, config.memory)
-        part.scorer.model.requires_grad_(False)
         can_start = part.reads_tokens and part.scorer.has_token_outputs
         if value is not None or not can_start or config.value_init != "reward":
+            part.scorer.model.requires_grad_(False)
+            hold_frozen_in_bf16(part.scorer.model)
             shard(part.scorer.model, memory=config.memory)
             return
         run.info(f"the value model starts from the reward model {escape(part.name)}")
         if config.lora:
             value, part.scorer = value_model_from_adapter(part.scorer, config.lora, config.seed)
+            hold_frozen_in_bf16(value.model)
             shard(value.model, memory=config.memory)
         else:
             shard(part.scorer.model, memory=config.memory)
-            value = new_value_model(part.scorer, memory=config.memory)
+            value, part.scorer = value_model_from_copy(part.scorer, memory=config.memory)
 
     reward = load_reward(config, tokenizer, device, prepare)
     return reward, value or _value_model_from_policy(config, reward, device, run)
@@ -130,6 +134,7 @@ def _value_model_from_policy(config: PPOConfig, reward: Reward, device: torch.de
     torch.nn.init.zeros_(value.model.score.weight)
     apply_memory_options(value.model, config.memory)
     value.model = add_lora(value.model, config.lora, config.seed)
+    hold_frozen_in_bf16(value.model)
     shard(value.model, memory=config.memory)
     run.info(f"the value model starts from the policy, head at 0, {reason}")
     return value

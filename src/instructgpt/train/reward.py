@@ -32,7 +32,7 @@ from instructgpt.models.classifier import is_one_label_classifier
 from instructgpt.models.loading import round_to_saved_dtype, saved_dtype
 from instructgpt.models.lora import add_lora, get_trainable_module, has_adapters
 from instructgpt.models.policy import count_parameters
-from instructgpt.models.precision import apply_memory_options, compute_device, disable_bf16
+from instructgpt.models.precision import apply_memory_options, compute_device, disable_bf16, hold_frozen_in_bf16
 from instructgpt.models.rank0 import load_on_rank0
 from instructgpt.models.reward_model import ScalarModel, load_reward_model, new_reward_model, save_reward_model
 from instructgpt.models.sharding import full_model_on_rank0, shard
@@ -76,7 +76,7 @@ def train(config: RewardConfig) -> None:
         run.info(f"goes on from the reward model {escape(config.base)} and its head, instead of a new head")
     announce_tokenizer(reward.tokenizer, run)
     training, validation, centering_examples = load_data(config, reward, run)
-    shard(reward.model, memory=config.memory)
+    shard(reward.model, memory=config.memory, gather_in_bf16=False)
     report_models(run, reward=reward.model)
     state = run.restore()
     if state is None:
@@ -107,6 +107,7 @@ def _prepare_reward_model(config: RewardConfig, device: torch.device, seed: int)
         raise InputError(f"--lora: {config.base} has no linear 'score' head to train beside adapters; leave --lora out")
     apply_memory_options(reward.model, config.memory)
     reward.model = add_lora(reward.model, config.lora, seed)
+    hold_frozen_in_bf16(reward.model)
     return reward
 
 
@@ -202,7 +203,7 @@ def cross_validate(
         _, in_group_training = _split_by_labelers(training_prompts, heldout)
         heldout_validation, in_group_validation = _split_by_labelers(validation_prompts, heldout)
         reward = _prepare_reward_model(config, device, config.seed + fold)
-        shard(reward.model, memory=config.memory)
+        shard(reward.model, memory=config.memory, gather_in_bf16=False)
         train_loop(reward, in_group_training, [], config, None, None)
         result = {
             "held_out": evaluate_pair_accuracy(reward, heldout_validation)["validation/accuracy"],

@@ -28,7 +28,7 @@ from instructgpt.models.policy import (
     load_policy,
     pretraining_sequence_length,
 )
-from instructgpt.models.precision import apply_memory_options
+from instructgpt.models.precision import apply_memory_options, hold_frozen_in_bf16
 from instructgpt.models.rank0 import load_on_rank0
 from instructgpt.models.reward_model import ScalarModel, load_reward_model
 from instructgpt.models.sharding import full_model_on_rank0, shard
@@ -75,6 +75,7 @@ def train(config: SFTConfig) -> None:
     mix_corpus = load_mix_corpus(config, tokenizer, pretraining_sequence_length(model), len(training))
     apply_memory_options(model, config.memory)
     model = add_lora(model, config.lora, config.seed)
+    hold_frozen_in_bf16(model)
     shard(model, memory=config.memory)
     report_models(run, policy=model)
     reward = _load_reward_model(config, device)
