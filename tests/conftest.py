@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from support.site import database_url, postgres_server, postgres_url, site  # no
 from support.tasks import desk  # noqa: F401
 
 from instructgpt.config import make_config
+from instructgpt.data.corpus_cache import CACHE_VARIABLE
 from instructgpt.data.pretraining_text import train_tokenizer
 from instructgpt.data.tokenization import PromptTokenizer
 from instructgpt.distributed.comm import DistInfo
@@ -27,6 +29,13 @@ from instructgpt.train.reward_functions import Reward
 
 hypothesis.settings.register_profile("same every time", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("same every time")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_folder(tmp_path_factory):
+    """Keep tokenized text out of the home directory; processes that tests start inherit it."""
+    os.environ[CACHE_VARIABLE] = str(tmp_path_factory.mktemp("cache"))
+
 
 CPU = torch.device("cpu")
 CONTEXT = 64

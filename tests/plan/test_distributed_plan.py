@@ -48,7 +48,12 @@ def llama():
 def network(shape=SMALL, gather_sizes=(40, 35, 25), words=(), lora=0):
     """What the plan asks of a model, with numbers of our own."""
     return SimpleNamespace(
-        shape=shape, gather_sizes=list(gather_sizes), memory=words, lora=lora, trainable_sizes=[5000, 100]
+        shape=shape,
+        gather_sizes=list(gather_sizes),
+        gather_bytes=2 if "bf16" in words else 4,
+        memory=words,
+        lora=lora,
+        trainable_sizes=[5000, 100],
     )
 
 

@@ -79,45 +79,71 @@ def build_corpus(
     Raises:
         InputError: not even one window of text.
     """
+    windows = join_windows(iter_windows(texts, tokenizer, window, max_windows, name))
+    return Corpus(windows, document_start(tokenizer), seed)
+
+
+def document_start(tokenizer: PromptTokenizer) -> int:
+    """Return the token that documents begin with: beginning-of-text, or the end-of-text before them."""
+    return tokenizer.eos if tokenizer.bos is None else tokenizer.bos
+
+
+def iter_windows(
+    texts: Iterable[str],
+    tokenizer: PromptTokenizer,
+    window: int,
+    max_windows: int | None = None,
+    name: str = "the corpus",
+) -> Iterator[Tensor]:
+    """Yield windows (n, window + 1) int32 as documents are tokenized; arguments and errors as for `build_corpus`."""
     width = window + 1
     bos = None if tokenizer.bos in (None, tokenizer.eos) else tokenizer.bos
-    chunks: list[Tensor] = []
-    num_tokens, at_start = 0, True
+    num_tokens, num_windows, at_start = 0, 0, True
+    rest = torch.empty(0, dtype=torch.int32)
     for block in _chunked(_split_documents(texts), _ENCODE_CHUNK_SIZE):
         ids = tokenizer.hf_tokenizer([piece for piece, _ in block], add_special_tokens=False)["input_ids"]
+        chunks = [rest]
         for tokens, (_, is_last) in zip(ids, block, strict=True):
             start = [bos] if at_start and bos is not None else []
             chunks.append(torch.tensor([*start, *tokens, *([tokenizer.eos] if is_last else [])], dtype=torch.int32))
             num_tokens += len(chunks[-1])
             at_start = is_last
-        if max_windows is not None and num_tokens >= max_windows * width:
+        windows, rest = _cut_windows(torch.cat(chunks), width, bos)
+        windows = windows if max_windows is None else windows[: max_windows - num_windows]
+        num_windows += len(windows)
+        yield windows
+        if num_windows == max_windows:
             break
     if num_tokens < width:
         raise InputError(
             f"{name} has {num_tokens} tokens, less than one window of {width}; give more text, or a smaller window"
         )
-    windows = _cut_windows(torch.cat(chunks), width, bos)[:max_windows]
-    return Corpus(windows, tokenizer.eos if bos is None else bos, seed)
 
 
-def _cut_windows(tokens: Tensor, width: int, bos: int | None) -> Tensor:
-    """Cut a stream of tokens into rows; a row that starts within a document begins with `bos`. -> (windows, width)."""
+def join_windows(blocks: Iterable[Tensor]) -> Tensor:
+    """Return all blocks of `iter_windows` as one tensor."""
+    return torch.cat(list(blocks))
+
+
+def _cut_windows(tokens: Tensor, width: int, bos: int | None) -> tuple[Tensor, Tensor]:
+    """Cut a stream of tokens into rows; a row that starts within a document begins with `bos`.
+
+    Returns the rows (windows, width), and the tokens behind them, which begin the next row.
+    """
     if bos is None:
         num_windows = len(tokens) // width
-        return tokens[: num_windows * width].view(num_windows, width)
+        return tokens[: num_windows * width].view(num_windows, width), tokens[num_windows * width :]
     starts_document = (tokens == bos).tolist()
     begins: list[int] = []
     position = 0
-    while position + width - (not starts_document[position]) <= len(tokens):
+    while position < len(tokens) and position + width - (not starts_document[position]) <= len(tokens):
         begins.append(position)
         position += width - (not starts_document[position])
-        if position == len(tokens):
-            break
     rows = torch.full((len(begins), width), bos, dtype=tokens.dtype)
     for row, begin in zip(rows, begins, strict=True):
         count = width - (not starts_document[begin])
         row[width - count :] = tokens[begin : begin + count]
-    return rows
+    return rows, tokens[position:]
 
 
 def _split_documents(texts: Iterable[str], size: int = 50_000) -> Iterator[tuple[str, bool]]:

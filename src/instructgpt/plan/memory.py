@@ -61,7 +61,7 @@ def rank_memory(model: TracedModel, context: PlanContext, *, frozen: bool = Fals
         return RankMemory(weights, gradients, optimizer_state, 0.0)
     outside_layers, *layers = model.gather_sizes
     largest = 2 * max(layers, default=0)
-    gathered = FLOAT_BYTES * outside_layers + model.gather_bytes * largest
+    gathered = float(FLOAT_BYTES * outside_layers + model.gather_bytes * largest)
     gathered += FLOAT_BYTES * (outside_layers + largest) * shape.trainable_parameters / shape.parameters
     if "offload" in model.memory:  # all of it waits in the memory of the host
         return RankMemory(0.0, 0.0, 0.0, gathered)

@@ -75,6 +75,11 @@ class RunDirectory:
         self._pending_log: list[dict[str, Any]] = []  # messages before the directory exists
         self._trackers: dict[str, Tracker] = {}
 
+    @property
+    def input_hashes(self) -> dict[str, str]:
+        """The content hashes of the inputs that are files, by path."""
+        return {parent["path"]: parent["sha256"] for parent in self.parents.values() if Path(parent["path"]).is_file()}
+
     @classmethod
     def open(cls, config: StageConfig, parents: Mapping[str, Path | str] | None = None) -> RunDirectory:
         """Open the directory of a new, interrupted or finished stage. `parents` are its inputs by name.

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from rich.markup import escape
 
+from instructgpt.data.corpus_cache import load_corpus
 from instructgpt.data.packing import TokenizedExample
-from instructgpt.data.pretraining_text import Corpus, build_corpus, iter_documents
+from instructgpt.data.pretraining_text import Corpus
 from instructgpt.data.tokenization import PromptTokenizer
 from instructgpt.errors import InputError
 from instructgpt.models.flops import get_model_shape, ppo_update_flops, pretraining_flops
@@ -217,8 +218,15 @@ def _load_corpus(config: PPOConfig, models: PPOModels, prompts: list[Prompt], ru
     num_rows = config.optimizer_steps_per_update * config.ptx_rows_per_step
     length = pretraining_sequence_length(models.policy)
     _report_ptx_share(config, models, prompts, num_rows, length, run)
-    documents = iter_documents(config.pretraining)
-    return build_corpus(documents, models.tokenizer, length, config.seed, config.updates * num_rows)
+    return load_corpus(
+        config.pretraining,
+        models.tokenizer,
+        length,
+        config.seed,
+        config.updates * num_rows,
+        hashes=run.input_hashes,
+        report=lambda text: run.info(escape(text)),
+    )
 
 
 def _report_ptx_share(

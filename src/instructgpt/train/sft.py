@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 
 from instructgpt import functional
+from instructgpt.data.corpus_cache import load_corpus
 from instructgpt.data.packing import TokenizedExample, step_indices, steps_per_epoch
-from instructgpt.data.pretraining_text import Corpus, build_corpus, iter_documents
+from instructgpt.data.pretraining_text import Corpus
 from instructgpt.data.splits import is_heldout
 from instructgpt.data.tokenization import PromptTokenizer, split_assistant_turns, tokenize_demonstrations
 from instructgpt.distributed.launch import launch
@@ -72,7 +74,7 @@ def train(config: SFTConfig) -> None:
     announce_tokenizer(tokenizer, run)
     _check_dropout(config, model)
     training, validation, prompts = load_data(config, tokenizer, context_length(model), run)
-    mix_corpus = load_mix_corpus(config, tokenizer, pretraining_sequence_length(model), len(training))
+    mix_corpus = load_mix_corpus(config, tokenizer, pretraining_sequence_length(model), len(training), run)
     apply_memory_options(model, config.memory)
     model = add_lora(model, config.lora, config.seed)
     hold_frozen_in_bf16(model)
@@ -197,12 +199,22 @@ def mix_rows_per_step(config: SFTConfig) -> int:
     return max(1, round(config.batch * config.mix / (1 - config.mix)))
 
 
-def load_mix_corpus(config: SFTConfig, tokenizer: PromptTokenizer, length: int, demonstrations: int) -> Corpus | None:
+def load_mix_corpus(
+    config: SFTConfig, tokenizer: PromptTokenizer, length: int, demonstrations: int, run: RunDirectory
+) -> Corpus | None:
     """Read as many rows of `length` tokens of pretraining text as the run needs."""
     if not config.pretraining:
         return None
     num_rows = steps_per_epoch(demonstrations, config.batch) * config.epochs * mix_rows_per_step(config)
-    return build_corpus(iter_documents(config.pretraining), tokenizer, length, config.seed, num_rows)
+    return load_corpus(
+        config.pretraining,
+        tokenizer,
+        length,
+        config.seed,
+        num_rows,
+        hashes=run.input_hashes,
+        report=lambda text: run.info(escape(text)),
+    )
 
 
 def validate_policy(
