@@ -12,8 +12,10 @@ from instructgpt.models.cuda_graphs import captures_graphs
 from instructgpt.models.families import get_family, max_context
 from instructgpt.models.head import has_plain_head
 from instructgpt.models.loading import model_notices
+from instructgpt.models.lora import get_backbone
 from instructgpt.models.packed_attention import PACKED_ATTENTION
 from instructgpt.models.precision import compute_device
+from instructgpt.models.varlen_attention import VARLEN_DEVICES, VARLEN_DTYPES, has_varlen_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +61,19 @@ def execution_path(model: Any, device: torch.device | None = None, *, sampled: b
     return ExecutionPath(
         family=model.config.model_type,
         batches="packed" if is_packed else "padded",
-        attention="packed sdpa" if is_packed else str(model.config._attn_implementation),
+        attention=_packed_attention_name(model, device) if is_packed else str(model.config._attn_implementation),
         logits=("output layer" if has_plain_head(model) else "own head") if has_logits else None,
         sampling=("KV cache" if uses_cache else "recomputation") if has_logits and sampled else None,
         cuda_graphs=has_logits and sampled and uses_cache and captures_graphs(device) and not is_sharded(model),
         context=max_context(model.config),
     )
+
+
+def _packed_attention_name(model: Any, device: torch.device) -> str:
+    in_half_precision = model.dtype in VARLEN_DTYPES or getattr(get_backbone(model), "computes_in_bf16", False)
+    # of another machine's device, as in `plan`, all that is known is that it is one
+    is_varlen = in_half_precision and device.type in VARLEN_DEVICES and not torch.cuda.is_available()
+    return "packed varlen" if is_varlen or (in_half_precision and has_varlen_attention(device)) else "packed sdpa"
 
 
 def describe_model(model: Any, *, sampled: bool = True) -> list[str]:

@@ -3,7 +3,8 @@
 The models are transformers' own. Embeddings, norms and matrices see one row of tokens with their positions. Only
 attention must know where sequences begin, so it is our function behind transformers' attention interface. It gathers
 the spans of a batch into blocks of sequences of similar length, calls torch's attention on each block, and scatters
-the results back: exact, forward and backward, on any device. A completion attends to its prompt's keys and values,
+the results back: exact, forward and backward, on any device. In half precision on CUDA one kernel computes the spans as
+they lie (`varlen_attention.py`). A completion attends to its prompt's keys and values,
 which are computed once.
 
 A family for which this is not exact (no attention interface, a sliding window, ...) is computed in padded rows instead,
@@ -32,6 +33,13 @@ from instructgpt.models.last_layer_subset import (
     get_token_subset,
 )
 from instructgpt.models.lora import get_backbone
+from instructgpt.models.varlen_attention import (
+    VARLEN_DTYPES,
+    VarlenLayout,
+    build_varlen_layout,
+    has_varlen_attention,
+    varlen_attention,
+)
 
 PACKED_ATTENTION = "instructgpt_packed"
 """The name of our function in transformers' attention interface."""
@@ -71,6 +79,7 @@ class AttentionLayout:
 
     blocks: tuple[AttentionBlock, ...]
     output_index: Tensor  # (N,) the position of each token's result in the blocks, laid end to end
+    varlen: VarlenLayout | None = None  # the same spans for one kernel, where the device has it
     subset: TokenSubset | None = None  # the tokens whose hidden states are read, for the hooks on the last layer
 
 
@@ -179,6 +188,11 @@ def _packed_attention_forward(
     if needed or (attention_mask is not None and attention_mask.numel()):
         raise NotImplementedError(f"{type(module).__name__} needs more than causal attention: {needed}")
     heads, head_dim = q.shape[1], q.shape[3]
+    device_type = q.device.type
+    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else q.dtype
+    if layout.varlen is not None and dtype in VARLEN_DTYPES and not dropout:
+        queries, keys, values = (x[0].transpose(0, 1).to(dtype) for x in (q, k, v))
+        return varlen_attention(queries, keys, values, layout.varlen, scaling)[None], None
     q, k, v = (x[0].transpose(0, 1).flatten(1) for x in (q, k, v))  # (N, H D), a token's heads side by side
 
     def gather_heads(x: Tensor, index: Tensor) -> Tensor:
@@ -223,7 +237,8 @@ def _build_layout(batch: PackedBatch) -> AttentionLayout:
         output_index[q_index[is_real]] = offset + is_real.flatten().nonzero()[:, 0]
         offset += is_real.numel()
         blocks.append(AttentionBlock(q_index.to(device), k_index.to(device), mask))
-    return AttentionLayout(tuple(blocks), output_index.to(device))
+    varlen = build_varlen_layout(batch.spans, device) if has_varlen_attention(device) else None
+    return AttentionLayout(tuple(blocks), output_index.to(device), varlen)
 
 
 def _group_by_length(spans: Sequence[Span]) -> list[list[Span]]:
