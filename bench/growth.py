@@ -28,8 +28,8 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 import transformers
-from gpu import build, updates
 from ppo import PAD, number_words, tokenizer_holder
+from random_models import build, updates
 
 from instructgpt.data.packing import TokenizedExample
 from instructgpt.data.rankings import LabelerRanks, RankedPrompt
