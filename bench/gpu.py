@@ -29,8 +29,7 @@ from random_models import build
 from instructgpt.config import make_config
 from instructgpt.data.packing import TokenizedExample, collate
 from instructgpt.models import packed_attention
-from instructgpt.models.cuda_graphs import enable_cuda_graphs
-from instructgpt.models.execution import execution_path
+from instructgpt.models.execution import enable_cuda_graphs, execution_path
 from instructgpt.models.flops import get_model_shape
 from instructgpt.models.policy import completion_logp, count_parameters
 from instructgpt.models.precision import apply_memory_options, cached_bf16_weights

@@ -13,7 +13,7 @@ from scipy import stats
 
 from instructgpt.data.packing import TokenizedExample, collate
 from instructgpt.errors import InputError
-from instructgpt.models import cuda_graphs
+from instructgpt.models import execution
 from instructgpt.models.execution import execution_path
 from instructgpt.models.lora import BaseModelView, add_lora
 from instructgpt.models.packed_attention import use_packed_attention
@@ -135,7 +135,7 @@ def test_static_shapes_do_not_change_completions(models, family, limit_rows, mon
         "step",
         lambda self, model, rows, width: (sizes.append((rows, width)), step(self, model, rows, width)),
     )
-    monkeypatch.setattr(cuda_graphs, "GRAPH_DEVICES", ("cpu",))
+    monkeypatch.setattr(execution, "GRAPH_DEVICES", ("cpu",))
     monkeypatch.setattr(decoder.Decoder, "run_graph", decoder.Decoder.step)
     monkeypatch.setattr(decoder, "ROW_BUCKETS", (2, 4))
     monkeypatch.setattr(decoder, "COLUMN_BUCKET_SIZE", 8)
@@ -150,19 +150,19 @@ def test_static_shapes_do_not_change_completions(models, family, limit_rows, mon
 @pytest.fixture
 def graphs_on_cpu(monkeypatch):
     """Let the CPU take the path of CUDA graphs, without the warm-up, which needs streams of CUDA."""
-    monkeypatch.setattr(cuda_graphs, "GRAPH_DEVICES", ("cpu",))
+    monkeypatch.setattr(execution, "GRAPH_DEVICES", ("cpu",))
     monkeypatch.setattr(decoder.Decoder, "_warm_up", lambda *_: None)
     yield
-    cuda_graphs.enable_cuda_graphs(True)
+    execution.enable_cuda_graphs(True)
 
 
 @pytest.mark.usefixtures("graphs_on_cpu")
 def test_a_failed_capture_falls_back_to_eager_steps(models, monkeypatch, capsys):
     """The third capture fails, in the middle of completions: none changes, one message, and no more captures."""
     model, attempts = models["llama"], []
-    cuda_graphs.enable_cuda_graphs(False)
+    execution.enable_cuda_graphs(False)
     plain = sample_tokens(model, PROMPTS * 3, stop_tokens=(), max_tokens=TOKENS, seed=1)
-    cuda_graphs.enable_cuda_graphs(True)
+    execution.enable_cuda_graphs(True)
 
     def capture(self, model, rows, width):
         attempts.append((rows, width))
@@ -188,9 +188,9 @@ def test_switched_off_nothing_is_captured(models, monkeypatch, how):
     monkeypatch.setattr(decoder.Decoder, "capture_graph", capture)
     assert "with CUDA graphs" in str(execution_path(models["llama"]))
     if how == "option":
-        cuda_graphs.enable_cuda_graphs(False)
+        execution.enable_cuda_graphs(False)
     else:
-        monkeypatch.setenv(cuda_graphs.CUDA_GRAPHS_SWITCH, "0")
+        monkeypatch.setenv(execution.CUDA_GRAPHS_SWITCH, "0")
     assert "without CUDA graphs" in str(execution_path(models["llama"]))
     sample_tokens(models["llama"], PROMPTS, stop_tokens=(), max_tokens=TOKENS, seed=1)
 

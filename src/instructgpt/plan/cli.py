@@ -15,7 +15,7 @@ from instructgpt.config import StageConfig
 from instructgpt.data.packing import MIN_MICROBATCH_TOKENS
 from instructgpt.errors import InputError
 from instructgpt.formatting import format_si
-from instructgpt.models.cuda_graphs import enable_cuda_graphs
+from instructgpt.models.execution import enable_cuda_graphs
 from instructgpt.models.policy import pick_device
 from instructgpt.plan import format
 from instructgpt.plan.configs import PlanConfig

@@ -9,8 +9,7 @@ import torch
 
 from instructgpt.errors import InputError
 from instructgpt.io import check_output_file
-from instructgpt.models.cuda_graphs import enable_cuda_graphs
-from instructgpt.models.execution import describe_model
+from instructgpt.models.execution import describe_model, enable_cuda_graphs
 from instructgpt.models.policy import context_length, load_policy, pick_device
 from instructgpt.models.precision import compute_device
 from instructgpt.models.reward_model import center_scores, load_reward_model

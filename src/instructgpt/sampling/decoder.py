@@ -18,7 +18,7 @@ from instructgpt import functional
 from instructgpt.data.packing import TokenizedExample, collate, microbatches, token_budget
 from instructgpt.distributed.comm import call_sharded, is_sharded
 from instructgpt.errors import is_out_of_memory, one_line
-from instructgpt.models.cuda_graphs import captures_graphs, stop_capturing
+from instructgpt.models.execution import captures_graphs, stop_capturing
 from instructgpt.models.head import compute_logits
 from instructgpt.models.lora import get_backbone
 from instructgpt.models.packed_attention import PACKED_ATTENTION, get_attention_layout, no_mask, padded_rows

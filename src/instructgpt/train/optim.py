@@ -21,8 +21,7 @@ from instructgpt.distributed.comm import (
     shard_by_length,
 )
 from instructgpt.errors import InputError, RunError
-from instructgpt.models.cuda_graphs import enable_cuda_graphs
-from instructgpt.models.execution import execution_path
+from instructgpt.models.execution import enable_cuda_graphs, execution_path
 from instructgpt.models.loading import model_notices, saved_dtype, set_saved_dtype
 from instructgpt.models.policy import completion_logp, pick_device
 from instructgpt.models.precision import bf16_warning, compute_device
