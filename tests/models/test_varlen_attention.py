@@ -18,22 +18,22 @@ from instructgpt.models.precision import apply_memory_options
 CUDA = torch.device("cuda")
 
 
-def documented_kernel(query, key, value, q_starts, k_starts, max_q, max_k, *, scale, window_size, enable_gqa):
-    """What torch documents of `varlen_attn`, query by query."""
+def documented_kernel(q, k, v, q_starts, k_starts, max_q, max_k, *, scale, window_size, enable_gqa):
+    """What torch documents of `varlen_attn`, row by row."""
     assert window_size == (-1, 0)
-    assert enable_gqa == (query.shape[1] != key.shape[1])
-    group, rows = query.shape[1] // key.shape[1], []
+    assert enable_gqa == (q.shape[1] != k.shape[1])
+    group, rows = q.shape[1] // k.shape[1], []
     for text in range(len(q_starts) - 1):
         (q_first, q_end), (k_first, k_end) = q_starts[text : text + 2].tolist(), k_starts[text : text + 2].tolist()
         assert q_end - q_first <= max_q
         assert k_end - k_first <= max_k
         for row in range(q_first, q_end):
-            seen = slice(k_first, k_end - (q_end - 1 - row))  # the last query sees the last key
+            seen = slice(k_first, k_end - (q_end - 1 - row))  # the last row sees the last key
             heads = []
-            for head in range(query.shape[1]):
-                keys, values = key[seen, head // group], value[seen, head // group]
-                size = query.shape[2] ** -0.5 if scale is None else scale
-                heads.append((size * keys @ query[row, head]).softmax(0) @ values)
+            for head in range(q.shape[1]):
+                seen_k, seen_v = k[seen, head // group], v[seen, head // group]
+                size = q.shape[2] ** -0.5 if scale is None else scale
+                heads.append((size * seen_k @ q[row, head]).softmax(0) @ seen_v)
             rows.append(torch.stack(heads))
     return torch.stack(rows)
 
@@ -78,12 +78,12 @@ def test_a_kernel_with_other_numbers_is_not_used(monkeypatch):
     assert varlen_attention.has_varlen_attention(CPU)
     varlen_attention.has_varlen_attention.cache_clear()
 
-    def first_aligned(query, key, value, q_starts, k_starts, max_q, max_k, **options):
+    def first_aligned(q, k, v, q_starts, k_starts, max_q, max_k, **options):
         shorter = k_starts[:-1] + q_starts.diff()
         parts = [torch.arange(int(a), int(b)) for a, b in zip(k_starts[:-1], shorter, strict=True)]
         index = torch.cat(parts)
         assert max_k >= max_q
-        return documented_kernel(query, key[index], value[index], q_starts, q_starts, max_q, max_q, **options)
+        return documented_kernel(q, k[index], v[index], q_starts, q_starts, max_q, max_q, **options)
 
     monkeypatch.setattr(varlen_attention, "_load_kernel", lambda: first_aligned)
     assert not varlen_attention.has_varlen_attention(CPU)

@@ -191,8 +191,8 @@ def _packed_attention_forward(
     device_type = q.device.type
     dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else q.dtype
     if layout.varlen is not None and dtype in VARLEN_DTYPES and not dropout:
-        queries, keys, values = (x[0].transpose(0, 1).to(dtype) for x in (q, k, v))
-        return varlen_attention(queries, keys, values, layout.varlen, scaling)[None], None
+        flat_q, flat_k, flat_v = (x[0].transpose(0, 1).to(dtype) for x in (q, k, v))
+        return varlen_attention(flat_q, flat_k, flat_v, layout.varlen, scaling)[None], None
     q, k, v = (x[0].transpose(0, 1).flatten(1) for x in (q, k, v))  # (N, H D), a token's heads side by side
 
     def gather_heads(x: Tensor, index: Tensor) -> Tensor:

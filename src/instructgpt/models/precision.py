@@ -79,7 +79,7 @@ def matrix_layers(module: nn.Module) -> list[nn.Module]:
 
 @torch.no_grad()
 def hold_frozen_in_bf16(model: Any) -> None:
-    """Hold the frozen matrices of a backbone that computes in bf16 in bf16: half the bytes, and no result changes a bit.
+    """Hold the frozen matrices of a backbone that computes in bf16 in bf16, half the bytes; no result changes a bit.
 
     Call it before sharding, and after adapters were added. Embeddings, norms and heads, which compute in float32, stay.
     """

@@ -113,6 +113,6 @@ def _definition(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span]) -> Tenso
         rows = torch.cat([torch.arange(*part[:2]) for part in (span.prompt, span) if part])
         length = span.end - span.start
         mask = torch.ones(length, len(rows), dtype=torch.bool).tril(len(rows) - length)
-        queries, keys, values = (x.transpose(0, 1) for x in (q[span.start : span.end], k[rows], v[rows]))
-        results.append(F.scaled_dot_product_attention(queries, keys, values, mask).transpose(0, 1))
+        own_q, own_k, own_v = (x.transpose(0, 1) for x in (q[span.start : span.end], k[rows], v[rows]))
+        results.append(F.scaled_dot_product_attention(own_q, own_k, own_v, mask).transpose(0, 1))
     return torch.cat(results)
