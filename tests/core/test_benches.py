@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 SVG = "{http://www.w3.org/2000/svg}svg"
 
@@ -32,6 +34,14 @@ def test_gpu_bench_runs_at_toy_size_on_a_cpu(tmp_path):
     parity = float(re.search(r"parity \(blocks\): largest ([\d.e+-]+)", table).group(1))
     assert 0 < parity < 1e-2
     assert re.search(r"ppo: val/parity [\d.e+-]+", table)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["1 B, LoRA, one GPU", "7 B, all weights, 8 GPUs"])
+def test_sizes_in_the_docs_are_what_the_plan_says(row):
+    line = bench("sizes.py", row).splitlines()[-1]
+    assert line.startswith(f"| {row} |")
+    assert line in (ROOT / "docs" / "plan.md").read_text().splitlines()
 
 
 def test_ppo_bench_reports_share_of_ideal():

@@ -69,11 +69,11 @@ def load_corpus(
         "max_windows": max_windows,
     }
     name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
-    file = cache_folder() / f"{name}.tokens"
-    with ExitStack() as held:
+    file = token_folder() / f"{name}.tokens"
+    with ExitStack() as stack:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            lock = held.enter_context(file.with_suffix(".lock").open("w"))
+            lock = stack.enter_context(file.with_suffix(".lock").open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX)
             is_missing = not file.exists()
         except OSError as error:
@@ -89,7 +89,7 @@ def load_corpus(
     return Corpus(_map(file, window + 1), start, seed)
 
 
-def cache_folder() -> Path:
+def token_folder() -> Path:
     """Return the folder of the files."""
     if folder := os.environ.get(CACHE_VARIABLE):
         return Path(folder) / "tokens"
