@@ -128,7 +128,7 @@ def measure(way: str, folder: Path, ranks: int) -> dict[str, float]:
     end.wait()
     for process in processes:
         process.join()
-    return {"seconds": seconds, "peak": peak - held_before, "end": total - held_before}
+    return {"peak_bytes": peak - held_before, "bytes_after_loading": total - held_before, "seconds": seconds}
 
 
 def main() -> None:
@@ -151,14 +151,15 @@ def main() -> None:
         for way in WAYS:
             result = results[way] = measure(way, folder, options.ranks)
             print(
-                f"| {way} | {result['peak'] / 1e6:.0f} | {result['peak'] / model_bytes:.1f} | "
-                f"{result['end'] / 1e6:.0f} | {result['seconds']:.1f} |",
+                f"| {way} | {result['peak_bytes'] / 1e6:.0f} | {result['peak_bytes'] / model_bytes:.1f} | "
+                f"{result['bytes_after_loading'] / 1e6:.0f} | {result['seconds']:.1f} |",
                 flush=True,
             )
-    before, after = (results[way]["peak"] for way in WAYS)
+    before, after = (results[way]["peak_bytes"] for way in WAYS)
     print(f"peak before / after: {before / after:.2f}")
     if options.json:
-        options.json.write_text(json.dumps({"model_bytes": model_bytes, "ranks": options.ranks} | results, indent=1))
+        records = [{"way": way, "ranks": options.ranks, "model_bytes": model_bytes, **results[way]} for way in WAYS]
+        options.json.write_text("[\n" + ",\n".join(f"  {json.dumps(record)}" for record in records) + "\n]\n")
 
 
 if __name__ == "__main__":
