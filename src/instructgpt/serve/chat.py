@@ -280,14 +280,15 @@ def main(config: ChatConfig) -> None:
         if path is not None and not path.parent.is_dir():
             raise InputError(f"{path}: no such directory: {path.parent}")
     device = pick_device(config.device)
-    served: list[ServedModel] = []
     models: Sequence[ChatModel]
     if config.url:
         models = connect(config.url, config.model, os.environ.get(CHAT_KEY_VARIABLE))
     else:
-        for name, source in parse_named_models(config.model).items():
-            served.append(ServedModel.load(name, source, device, max_rows=4, max_waiting=4))
-        models = [LocalChatModel(model) for model in served]
+        sources = parse_named_models(config.model)
+        models = [
+            LocalChatModel(ServedModel.load(name, source, device, max_rows=4, max_waiting=4))
+            for name, source in sources.items()
+        ]
     reward = load_reward_model(config.reward, device) if config.reward else None
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")  # editing and history of the lines
@@ -295,5 +296,5 @@ def main(config: ChatConfig) -> None:
     try:
         Chat(models, reward, config, Console(), settings).run()
     finally:
-        for model in served:
-            model.engine.close()
+        for model in models:
+            model.close()

@@ -74,12 +74,20 @@ class ChatModel(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Free what the model holds."""
+        ...
+
 
 class LocalChatModel:
     """A model of this process."""
 
     def __init__(self, served: ServedModel) -> None:
         self.served, self.name = served, served.name
+
+    def close(self) -> None:
+        """End the engine."""
+        self.served.engine.close()
 
     def answer(
         self,
@@ -133,6 +141,10 @@ class EndpointChatModel:
 
     def __init__(self, client: httpx.Client, name: str) -> None:
         self.client, self.name = client, name
+
+    def close(self) -> None:
+        """End the connections."""
+        self.client.close()
 
     def answer(
         self,
@@ -188,20 +200,32 @@ def connect(url: str, names: Sequence[str], key: str | None) -> list[EndpointCha
     base_url = url.rstrip("/")
     base_url = base_url if base_url.endswith("/v1") else f"{base_url}/v1"
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    client = httpx.Client(base_url=base_url, headers=headers, timeout=httpx.Timeout(600, connect=10))
+    try:
+        client = httpx.Client(base_url=base_url, headers=headers, timeout=httpx.Timeout(600, connect=10))
+    except httpx.InvalidURL as error:
+        raise InputError(f"--url {url}: not an address ({one_line(error, 150)})") from error
+    try:
+        present = _list_names(client, url)
+        missing = [name for name in names if name not in present]
+        if missing or not present:
+            present_names = ", ".join(present) or "none"
+            raise InputError(f"--model {' '.join(missing)}: the endpoint has the models {present_names}")
+    except InputError:
+        client.close()
+        raise
+    return [EndpointChatModel(client, name) for name in names or present[:1]]
+
+
+def _list_names(client: httpx.Client, url: str) -> list[str]:
     try:
         reply = client.get("/models")
         if reply.status_code != 200:
             raise InputError(f"--url {url}: {_error_message(reply.content)}")
-        present = [str(model["id"]) for model in reply.json()["data"]]
-    except (httpx.HTTPError, httpx.InvalidURL, KeyError, TypeError, ValueError) as error:
+        return [str(model["id"]) for model in reply.json()["data"]]
+    except (httpx.HTTPError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"--url {url}: no OpenAI-compatible endpoint answers there ({one_line(error, 150)})"
         ) from error
-    missing = [name for name in names if name not in present]
-    if missing or not present:
-        raise InputError(f"--model {' '.join(missing)}: the endpoint has the models {', '.join(present) or 'none'}")
-    return [EndpointChatModel(client, name) for name in names or present[:1]]
 
 
 def _error_message(content: bytes) -> str:
