@@ -15,7 +15,7 @@ from instructgpt.sampling.engine import sample_tokens
 from instructgpt.serve import engine as engine_module
 from instructgpt.serve.app import EndpointState, create_endpoint_app
 from instructgpt.serve.gate import Gate
-from instructgpt.serve.generation import GenerationLimits
+from instructgpt.serve.generation import GenerationLimits, format_event
 from instructgpt.serve.rate_limit import RateLimiter
 from instructgpt.serve.request_fields import ACCEPTED_FIELDS, NEUTRAL_VALUES
 
@@ -258,6 +258,14 @@ def test_echo_has_the_prompts_logps(endpoint):
         text,
         "A frog",
     ]
+
+
+@pytest.mark.parametrize("text", ["a\u2028b\u2029c", "a\x85b", "a\x1cb\x0bc\x0cd\r\n", "서울 🌊"])
+def test_an_event_is_one_line_for_every_client(text):
+    """Clients such as httpx and openai end lines at every Unicode separator."""
+    line, *rest = format_event({"text": text}).splitlines()
+    assert rest == [""]
+    assert json.loads(line.removeprefix("data: ")) == {"text": text}
 
 
 # ---------------------------------------------------------------- load

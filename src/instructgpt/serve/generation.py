@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from instructgpt.io import format_json_line
 from instructgpt.sampling.decoder import SamplingParams
 from instructgpt.serve.answers import GenerationAnswer, make_answer
 from instructgpt.serve.engine import (
@@ -164,5 +164,5 @@ def _decode_prompt(model: ServedModel, ids: Sequence[int]) -> str:
 
 
 def format_event(body: dict[str, Any]) -> str:
-    """Return a server-sent event."""
-    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    """Return a server-sent event. Unicode line separators are escaped: many clients end lines at them."""
+    return f"data: {format_json_line(body)}\n"
