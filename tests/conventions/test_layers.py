@@ -42,7 +42,7 @@ ONLY = {
 """Parts that may import less than their layer allows."""
 
 SITE_LAYERS = """
-errors i18n safe_text mathematics markdown vocabulary outgoing mail_server openid
+errors i18n safe_text mathematics markdown vocabulary outgoing mail_server openid language
 db
 context
 auth
@@ -52,6 +52,7 @@ people
 analysis
 playground
 exchange
+listing bulk
 site_folder background
 configs
 web.charts web.public_address web.rendering web.params web.pages web.api web

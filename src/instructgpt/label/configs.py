@@ -219,6 +219,7 @@ class LabelExportConfig(ExistingSiteOptions):
     format: ExportFormat = Field("jsonl", description="jsonl, parquet, or datasets (Parquet with a dataset card)")
     files: tuple[str, ...] = Field(get_args(ExportFileName), description="files to write")
     batch: tuple[str, ...] = Field((), description="only these batches")
+    labeler: tuple[str, ...] = Field((), description="only the work of these labelers, by pseudonym")
     since: int | None = Field(None, ge=0, description="only submissions from this time on, milliseconds since 1970 UTC")
     until: int | None = Field(None, ge=0, description="only submissions before this time, milliseconds since 1970 UTC")
     user_feedback: bool = Field(
@@ -234,13 +235,12 @@ class LabelExportConfig(ExistingSiteOptions):
         return tuple(part for name in names for part in str(name).split(","))
 
     def ineffective_options(self) -> Iterator[str]:
-        for name in (
-            ("use", "format", "files", "batch", "since", "until", "user_feedback") if self.archive else ("people",)
-        ):
+        exported = ("use", "format", "files", "batch", "labeler", "since", "until", "user_feedback")
+        for name in exported if self.archive else ("people",):
             if name in self.model_fields_set:
                 yield f"--{name.replace('_', '-')} has no effect {'with' if self.archive else 'without'} --archive"
-        if self.user_feedback and (self.use != "training" or self.batch):
-            yield "--user-feedback has no effect with --use evaluation or --batch: it is in no batch"
+        if self.user_feedback and (self.use != "training" or self.batch or self.labeler):
+            yield "--user-feedback has no effect with --use evaluation, --batch or --labeler: no labeler wrote it"
 
 
 class LabelBackupConfig(ExistingSiteOptions):

@@ -90,9 +90,13 @@ def test_hostile_text_is_escaped_on_every_page(site, olga):
     submitted, skipped, disputed, room = write_hostile_work(site, olga, ada, ben)
     with site.database.read() as db:
         batches, tasks = list(db.scalars(select(Batch.id))), list(db.scalars(select(Task.id)))
-    team_pages = "overview batches adjudication calibration quality people journal data privacy surveys screening/grade"
+    team_pages = (
+        "overview batches adjudication calibration quality people journal data privacy surveys screening/grade "
+        "search/tasks search/tasks?text=zero search/tasks?text=%3Cscript%3E search/submissions search/submissions?text=zero"
+    )
     pages = [f"/{page}" for page in team_pages.split(" ")]
     pages += [f"/adjudication/{disputed}", f"/calibration/{room}", f"/quality/labelers/{ada.id}", f"/people/{ada.id}"]
+    pages += [f"/people/{ada.id}/work"]
     pages += [*(f"/batches/{batch}" for batch in batches), *(f"/batches/tasks/{task}" for task in tasks)]
     team = client_of(site, olga)
     for path in pages:

@@ -7,11 +7,12 @@ instructgpt label backup --site site/ --out site-monday.db
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from instructgpt.errors import InputError
@@ -20,6 +21,7 @@ from instructgpt.label.configs import LabelBackupConfig, LabelExportConfig, Labe
 from instructgpt.label.context import Site
 from instructgpt.label.db import audit_log
 from instructgpt.label.db.backup import back_up_database
+from instructgpt.label.db.models import Person
 from instructgpt.label.db.staging import write_in_portions
 from instructgpt.label.exchange.archive import read_archive, write_archive
 from instructgpt.label.exchange.export_files import format_card_body, write_export
@@ -58,9 +60,11 @@ def export_from_site(config: LabelExportConfig) -> None:
             file_names = tuple(name for name in EXPORT_FILES if name in config.files)
             if unknown_names := set(config.files) - set(EXPORT_FILES):
                 raise InputError(f"--files: no file '{sorted(unknown_names)[0]}'; there are: {', '.join(EXPORT_FILES)}")
+            _check_labelers(site, config.labeler)
             export_filter = ExportFilter(
                 use=config.use,
                 batches=config.batch,
+                labelers=config.labeler,
                 since=config.since,
                 until=config.until,
                 user_feedback=config.user_feedback,
@@ -90,6 +94,14 @@ def _print_user_agreement(site: Site) -> None:
         f"  users agree with labelers on {shares[0]:.1f} % ({shares[1]:.1f} to {shares[2]:.1f}) of {agreement.pairs:,} "
         f"pairs, {agreement.prompts:,} prompts, {agreement.users:,} users"
     )
+
+
+def _check_labelers(site: Site, pseudonyms: Sequence[str]) -> None:
+    """Raise InputError for a pseudonym that nobody has."""
+    with site.database.read() as db:
+        known_pseudonyms = set(db.scalars(select(Person.pseudonym).where(Person.pseudonym.in_(pseudonyms))))
+    if missing := [name for name in pseudonyms if name not in known_pseudonyms]:
+        raise InputError(f"--labeler: nobody has the pseudonym '{missing[0]}'; people's pages show it")
 
 
 def backup_site(config: LabelBackupConfig) -> None:

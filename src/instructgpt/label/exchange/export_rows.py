@@ -260,6 +260,8 @@ def _iter_prompts(db: Session, export_filter: ExportFilter, tally: ExportTally) 
             .where(Task.prompt_id == PromptRow.id, Batch.name.in_(export_filter.batches))
         )
         statement = statement.where(batch_tasks.exists() | Batch.name.in_(export_filter.batches))
+    if export_filter.labelers:
+        statement = statement.where(Person.pseudonym.in_(export_filter.labelers))
     unreviewed_ids = find_unreviewed_prompts(db)
     rows = db.execute(statement.execution_options(yield_per=SUBMISSION_CHUNK_SIZE))
     for prompt, is_evaluation, is_screening, is_sensitive, submission, assignment, task, batch, person in rows:
@@ -323,7 +325,8 @@ def _iter_user_rows(
     db: Session, name: ExportFileName, export_filter: ExportFilter, tally: ExportTally
 ) -> Iterator[ExportRow]:
     """Yield users' feedback behind its switch; it is in no batch and measures no model."""
-    if not export_filter.user_feedback or export_filter.use != "training" or export_filter.batches:
+    is_narrowed = export_filter.batches or export_filter.labelers
+    if not export_filter.user_feedback or export_filter.use != "training" or is_narrowed:
         return
     for row in iter_user_records(db, name, tally.left_out, export_filter.since, export_filter.until):
         tally.labelers.setdefault("user", set()).add(row["labeler"])

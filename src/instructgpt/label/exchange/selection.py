@@ -35,6 +35,7 @@ class ExportFilter(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     use: ExportUse = "training"
     batches: tuple[str, ...] = Field((), description="names of batches; empty for all")
+    labelers: tuple[str, ...] = Field((), description="pseudonyms of labelers; empty for all")
     since: int | None = Field(None, ge=0)
     until: int | None = Field(None, ge=0)
     user_feedback: bool = Field(False, description="training: also users' rankings and edits, with cohort user")
@@ -75,8 +76,10 @@ def exclusion_reason(item: ExportItem, export_filter: ExportFilter) -> str | Non
         return "replaced"
     if item.submission.invalid_reason is not None:
         return "withdrawn_by_labeler" if item.submission.invalid_reason == WITHDRAWN_BY_LABELER else "invalid"
-    if item.task.state == "withdrawn" or (item.prompt is not None and item.prompt.withdrawn_at is not None):
+    if item.prompt is not None and item.prompt.withdrawn_at is not None:
         return "withdrawn_prompt"
+    if item.task.state == "withdrawn":
+        return "excluded_task"
     if item.batch.screening is not None:
         return "screening"
     return _use_exclusion_reason(item, export_filter.use)
@@ -114,6 +117,8 @@ def _select_submissions(
     )
     if export_filter.batches:
         statement = statement.where(Batch.name.in_(export_filter.batches))
+    if export_filter.labelers:
+        statement = statement.where(Person.pseudonym.in_(export_filter.labelers))
     if export_filter.since is not None:
         statement = statement.where(Submission.created_at >= export_filter.since)
     if export_filter.until is not None:

@@ -116,7 +116,7 @@ def _create_assignment(
         person_id=person.id,
         round=0 if previous is None else 1,
         lease_until=now_ms + lease_duration_ms(settings, task.kind),
-        shown=_shuffled_completion_ids(db, task),
+        shown=shuffle_completion_ids(db, task),
         instructions_id=instructions_id,
         opened_at=now_ms,
     )
@@ -127,7 +127,7 @@ def _create_assignment(
     return assignment
 
 
-def _shuffled_completion_ids(db: Session, task: Task) -> list[str]:
+def shuffle_completion_ids(db: Session, task: Task) -> list[str]:
     """Return a task's completions in an order that nothing on a page reproduces: no seed, the row stores the order."""
     statement = select(TaskCompletion.completion_id).where(TaskCompletion.task_id == task.id)
     completion_ids = list(db.scalars(statement.order_by(TaskCompletion.position)))

@@ -190,6 +190,7 @@ def build_prompt_row(prompt: records.Prompt, digest: str) -> PromptRow:
     return PromptRow(
         id=new_id(),
         external_id=prompt.id,
+        language=_stated_language(prompt),  # before the text, from which it is guessed otherwise
         text=prompt.prompt,
         text_hash=digest,
         source=prompt.source,
@@ -199,6 +200,13 @@ def build_prompt_row(prompt: records.Prompt, digest: str) -> PromptRow:
         split=prompt.split,
         sensitive=bool((prompt.model_extra or {}).get("sensitive", False)),
     )
+
+
+def _stated_language(prompt: records.Prompt) -> str | None:
+    """Return the `language` of a record if it is a language code, such as `en` or `pt-BR`."""
+    value = (prompt.model_extra or {}).get("language")
+    is_code = isinstance(value, str) and re.fullmatch(r"[A-Za-z]{2,3}([-_]\w{2,8})*", value)
+    return re.split(r"[-_]", str(value).lower())[0] if is_code else None
 
 
 def _build_ranking_candidates(

@@ -94,6 +94,12 @@ def _eligible(person: _IdOrParam, sees_sensitive: bool) -> list[ColumnElement[bo
     return [*conditions, ~already_assigned, ~contains_own, ~wrote_prompt]
 
 
+def is_eligible(db: Session, person: Person, task: Task) -> bool:
+    """Return whether a person has not had a task and may get it, apart from its batch and its free places."""
+    statement = select(Task.id).where(Task.id == task.id, *_eligible(person.id, person.sees_sensitive))
+    return db.scalar(statement) is not None
+
+
 def pending_task_statement(person: Person, batch: Batch, gold: bool) -> Select[Task]:
     """Select the first task of a batch that a person has not had."""
     return _build_pending_statement(person.id, batch.id, gold, person.sees_sensitive)

@@ -10,6 +10,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Response
@@ -126,19 +127,35 @@ def _truncate_name(text: str, max_length: int = 26) -> str:
     return text if len(text) <= max_length else text[: max_length - 1] + "…"
 
 
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""First characters of a cell that a spreadsheet runs as a formula, their full-width forms included."""
+
+
 def csv_download(name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Response:
-    """Return a CSV file. Text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    """Return a CSV file (RFC 4180) that spreadsheets read as UTF-8, because of its byte-order mark.
+
+    Text that a spreadsheet would run as a formula gets an apostrophe in front.
+    """
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(header)
     writer.writerows([_csv_cell(value) for value in row] for row in rows)
     headers = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
-    return Response(text.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
+    return Response(
+        text.getvalue().encode("utf-8-sig", "replace"), media_type="text/csv; charset=utf-8", headers=headers
+    )
+
+
+def csv_time(time_ms: int) -> str:
+    """Return a time in UTC as spreadsheets recognize it."""
+    return f"{datetime.fromtimestamp(time_ms / 1000, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def _csv_cell(value: Any) -> Any:
     if isinstance(value, float):
         return "" if math.isnan(value) else repr(value)
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return "'" + value
+    if isinstance(value, str):
+        # A leading space does not keep a spreadsheet from running a formula; a NUL ends the file for some readers.
+        text = value.replace("\0", "")
+        return "'" + text if text.lstrip(" ").startswith(_FORMULA_STARTS) else text
     return "" if value is None else value

@@ -25,6 +25,7 @@ from instructgpt.label.db.database import is_busy
 from instructgpt.label.errors import SiteError
 from instructgpt.label.i18n import Translator, list_languages, load_translator, negotiate_language
 from instructgpt.label.markdown import render_markdown
+from instructgpt.label.tasks.forms import PROMPT_LABELS
 from instructgpt.label.tasks.questions import LabelQuestion
 from instructgpt.label.tasks.task_view import QuestionView
 from instructgpt.label.web import charts
@@ -123,11 +124,25 @@ def question_text(
     )
 
 
+def catalog_name(translator: Translator, section: str, name: str) -> str:
+    """Return the catalog's word for a value that data may choose freely; an unknown value stays."""
+    return translator.messages.get(f"{section}.{name}", name)
+
+
+def label_name(translator: Translator, name: str, questions: Mapping[str, LabelQuestion | str]) -> str:
+    """Return the short text of a question about a completion, a task or a prompt."""
+    if name in PROMPT_LABELS:
+        return catalog_name(translator, "prompt_labels", name)
+    return question_text(translator, questions.get(name, name), is_short=True)
+
+
 _TEMPLATES.filters["when"] = _time_element
 _TEMPLATES.globals |= {
     "sentence": _translate_markup,
     "charts": charts,
     "question_text": question_text,
+    "catalog_name": catalog_name,
+    "label_name": label_name,
     "localize": localize,
 }
 

@@ -8,6 +8,7 @@ Rows are withdrawn, revoked, replaced or expired by a time column and not delete
 from __future__ import annotations
 
 from instructgpt.label.db.models.base import Base, current_time_ms, new_id, new_random_id
+from instructgpt.label.db.models.bulk import BulkChange, BulkItem
 from instructgpt.label.db.models.integrations import Delivery, OpenIDFlow, ProviderIdentity, Webhook
 from instructgpt.label.db.models.people import (
     ApiKey,
@@ -67,6 +68,8 @@ __all__ = [
     "AuditLogEntry",
     "Base",
     "Batch",
+    "BulkChange",
+    "BulkItem",
     "CalibrationRemark",
     "CalibrationRoom",
     "CalibrationVote",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, validates
 
 from instructgpt.label.db.models.base import Base, choices_constraint, current_time_ms, new_id, new_random_id
 from instructgpt.label.db.models.people import PURPOSES
+from instructgpt.label.language import guess_language
 from instructgpt.label.vocabulary import TASK_KINDS, TaskKind
 from instructgpt.records import Cohort
 
@@ -26,9 +27,9 @@ class PromptRow(Base):
     text: Mapped[str]
     messages: Mapped[list[Any] | None] = mapped_column(type_=Base.type_annotation_map[list[str]])
     text_hash: Mapped[str] = mapped_column(index=True)
-    source: Mapped[str | None]
+    source: Mapped[str | None] = mapped_column(index=True)
     user: Mapped[str | None]
-    use_case: Mapped[str | None]
+    use_case: Mapped[str | None] = mapped_column(index=True)
     split: Mapped[str | None]
     sensitive: Mapped[bool] = mapped_column(default=False)
     author_id: Mapped[str | None] = mapped_column(ForeignKey("person.id"))
@@ -36,6 +37,13 @@ class PromptRow(Base):
     written: Mapped[dict[str, Any] | None]  # the labeler's fields of `forms.PromptForm`, from which `text` is composed
     created_at: Mapped[int] = mapped_column(default=current_time_ms)
     withdrawn_at: Mapped[int | None]
+    language: Mapped[str | None] = mapped_column(index=True)
+    """ISO 639-1, for filters: as its record states, otherwise guessed from the text; None: not known."""
+
+    @validates("text")
+    def _guess_missing_language(self, _: str, text: str) -> str:
+        self.language = self.language or guess_language(text)
+        return text
 
 
 class CompletionRow(Base):
@@ -96,6 +104,7 @@ class Task(Base):
         choices_constraint("state", _TASK_STATES),
         CheckConstraint("n_open >= 0 AND n_done >= 0 AND n_open + n_done <= overlap", name="overlap"),
         Index("ix_task_queue", "batch_id", "state", "gold", "position"),
+        Index("ix_task_order", "batch_id", "position"),
     )
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     batch_id: Mapped[str] = mapped_column(ForeignKey("batch.id"))

@@ -128,6 +128,7 @@ def create_batch_endpoint(request: Request, principal: WriteScope, body: CreateB
             gold=body.gold,
             briefs=body.briefs,
             priority=body.priority,
+            questions=body.questions,
             created_by=principal.person,
         )
         detail = {"kind": batch.kind, "purpose": batch.purpose}

@@ -9,7 +9,9 @@ from instructgpt.label.web.pages.labeler import calibration, home, instructions,
 from instructgpt.label.web.pages.owner import (
     adjudication,
     audit_log,
+    batch_settings,
     batches,
+    changes,
     data,
     integrations,
     next_round,
@@ -17,6 +19,7 @@ from instructgpt.label.web.pages.owner import (
     people,
     quality,
     results,
+    search,
     task_review,
 )
 
@@ -25,7 +28,9 @@ _LABELER = (calibration, home, instructions, screening, task)
 _OWNER = (
     adjudication,
     audit_log,
+    batch_settings,
     batches,
+    changes,
     data,
     integrations,
     next_round,
@@ -33,6 +38,7 @@ _OWNER = (
     people,
     quality,
     results,
+    search,
     task_review,
 )
 PAGE_ROUTERS: tuple[APIRouter, ...] = tuple(module.router for module in (*_COMMON, *_LABELER, *_OWNER))

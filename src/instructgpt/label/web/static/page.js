@@ -25,5 +25,12 @@ for (const button of document.querySelectorAll("[data-copies]")) {
   });
 }
 
+// The box in a table's head selects all rows of a form on the page.
+for (const box of document.querySelectorAll("[data-selects]")) {
+  box.addEventListener("change", () => {
+    for (const row of document.querySelectorAll(`input[type="checkbox"][name="id"][form="${box.dataset.selects}"]`)) row.checked = box.checked;
+  });
+}
+
 // After a submission Enter continues with the next task.
 document.getElementById("next-task")?.focus({ preventScroll: true });

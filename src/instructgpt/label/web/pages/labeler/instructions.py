@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Annotated
+from urllib.parse import urlencode
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Form, Query, Request, Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
@@ -49,8 +50,16 @@ def show_instructions_list(request: Request, principal: ConsentedUser) -> Respon
 
 
 @router.get("/instructions/{purpose}")
-def show_instructions(request: Request, _: ConsentedUser, purpose: str, version: int | None = None) -> Response:
-    return _render_instructions_page(request, purpose, version)
+def show_instructions(
+    request: Request,
+    _: ConsentedUser,
+    purpose: str,
+    version: int | None = None,
+    start: Annotated[str, Query(max_length=40)] = "",
+    screening: Annotated[str, Query(max_length=40)] = "",
+) -> Response:
+    """`start`, `screening`: the work that the reader wanted to begin, and goes to after the quiz."""
+    return _render_instructions_page(request, purpose, version, work=(start, screening))
 
 
 @router.post("/instructions/{purpose}")
@@ -66,19 +75,26 @@ async def submit_quiz_form(request: Request, principal: ConsentedUser, purpose: 
         is_answer = question != name and question.isdecimal() and isinstance(value, str) and value.isdecimal()
         if is_answer and len(question + str(value)) < 9:
             answers[int(question)] = int(str(value))
-    return await run_in_threadpool(_grade_quiz, request, principal, purpose, int(version[:9]), answers)
+    work = (str(form.get("start", ""))[:40], str(form.get("screening", ""))[:40])
+    return await run_in_threadpool(_grade_quiz, request, principal, purpose, int(version[:9]), answers, work)
 
 
 def _grade_quiz(
-    request: Request, principal: Principal, purpose: str, version: int, answers: dict[int, int]
+    request: Request,
+    principal: Principal,
+    purpose: str,
+    version: int,
+    answers: dict[int, int],
+    work: tuple[str, str],
 ) -> Response:
     with get_site(request).database.write() as db:
         text = or_404(instructions.get_instructions_version(db, purpose, version))
         answer_list = [answers.get(number) for number in range(1 + max(answers, default=-1))]
         wrong_answers = instructions.submit_quiz(db, principal.user, text, answer_list)
     if wrong_answers:
-        return _render_instructions_page(request, purpose, version, wrong_answers, answers)
-    return redirect(f"/instructions/{purpose}")
+        return _render_instructions_page(request, purpose, version, wrong_answers, answers, work)
+    target = urlencode({name: value for name, value in zip(("start", "screening"), work, strict=True) if value})
+    return redirect(f"/instructions/{purpose}" + (f"?{target}" if target else ""))
 
 
 def _render_instructions_page(
@@ -87,6 +103,7 @@ def _render_instructions_page(
     version: int | None,
     wrong_answers: list[int] | None = None,
     answers: dict[int, int] | None = None,
+    work: tuple[str, str] = ("", ""),
 ) -> Response:
     user = get_current_principal(request).user
     with get_site(request).database.read() as db:
@@ -109,6 +126,8 @@ def _render_instructions_page(
         versions=versions,
         wrong_answers=wrong_answers or [],
         answers=answers or {},
+        start=work[0],
+        screening=work[1],
     )
 
 

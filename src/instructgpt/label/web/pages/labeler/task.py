@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Request, Response
 from sqlalchemy.orm import Session
@@ -46,7 +47,8 @@ def claim_from_form(request: Request, principal: LabelerUser, posted: _PostedFie
     except SiteError as error:
         if error.code != "read_instructions":
             raise
-        return redirect(f"/instructions/{error.values['purpose']}")
+        start = {"start": kind or "any"} | ({"screening": screening} if screening else {})
+        return redirect(f"/instructions/{error.values['purpose']}?{urlencode(start)}")
     if assignment is None:
         return redirect("/screening" if screening else "/home?nothing=true")
     return redirect(f"/tasks/{assignment.id}")

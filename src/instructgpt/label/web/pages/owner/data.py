@@ -94,10 +94,12 @@ def start_export(
     files: Annotated[Sequence[ExportFileName], Form()] = (),
     batch: Annotated[Sequence[str], Form()] = (),
     user_feedback: Annotated[bool, Form()] = False,
+    labeler: Annotated[Sequence[str], Form()] = (),
 ) -> Response:
-    """Start an export in the background; the page lists it, with its files when it is done."""
+    """Start an export in the background; the page lists it, with its files when it is done. `labeler`: pseudonyms."""
     site, user = get_site(request), principal.user
-    export_filter = ExportFilter(use=use, batches=tuple(filter(None, batch)), user_feedback=user_feedback)
+    names, labelers = tuple(filter(None, batch)), tuple(filter(None, labeler))
+    export_filter = ExportFilter(use=use, batches=names, labelers=labelers, user_feedback=user_feedback)
     job = export_jobs.start_export_job(site, export_filter, format, tuple(files) or tuple(EXPORT_FILES), user.id)
     with site.database.write() as db:
         audit_log.append_entry(db, user.id, "export.make", job.id, use=use)

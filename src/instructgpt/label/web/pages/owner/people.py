@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable
 from typing import Annotated, Any, cast, get_args
 
-from fastapi import APIRouter, Form, Request, Response
-from sqlalchemy import select
+from fastapi import APIRouter, Form, Query, Request, Response
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from instructgpt.label.auth import accounts
 from instructgpt.label.auth.dependencies import OwnerUser, Principal, TeamUser, get_current_principal, get_site
 from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import Invite, Person, current_time_ms
-from instructgpt.label.db.models.people import PERSON_ROLES
+from instructgpt.label.db.models.people import PERSON_ROLES, PERSON_STATUSES
 from instructgpt.label.errors import SiteError
 from instructgpt.label.integrations import mail
+from instructgpt.label.listing import people
+from instructgpt.label.listing.filters import PersonFilter, count_pages
 from instructgpt.label.mail_server import check_address
 from instructgpt.label.people import privacy, screening
 from instructgpt.label.web.params import or_404
@@ -32,8 +33,8 @@ _MAX_INVITE_USES, _MAX_INVITE_DAYS, _MAX_EMAILS = 1_000, 365, 100
 
 
 @router.get("/people")
-def show_people(request: Request, _: TeamUser) -> Response:
-    return _render_people_page(request)
+def show_people(request: Request, _: TeamUser, list_filter: Annotated[PersonFilter, Query()]) -> Response:
+    return _render_people_page(request, list_filter)
 
 
 @router.post("/people/invites")
@@ -209,28 +210,37 @@ def _invite_url(request: Request, token: str) -> str:
     return f"{base}/invite/{token}"
 
 
-def _render_people_page(request: Request, link: str | None = None, mailed: int = 0) -> Response:
+def _render_people_page(
+    request: Request, list_filter: PersonFilter | None = None, link: str | None = None, mailed: int = 0
+) -> Response:
+    list_filter = list_filter or PersonFilter()
     is_open = (Invite.revoked_at.is_(None), Invite.expires_at > current_time_ms(), Invite.uses < Invite.max_uses)
     is_owner = get_current_principal(request).user.role == "owner"
+    is_training = (Person.status == "active", Person.role == "labeler", Person.cohort == "training")
     with get_site(request).database.read() as db:
-        people = db.scalars(select(Person).order_by(Person.role, Person.status, Person.name)).all()
+        rows, total, page = people.list_people_page(db, list_filter)
+        folds = dict(db.execute(select(Person.fold, func.count()).group_by(Person.fold)).all())
+        unassigned = db.scalar(select(func.count()).where(*is_training, Person.fold.is_(None)))
         invites = (
             db.scalars(select(Invite).where(*is_open).order_by(Invite.created_at.desc())).all() if is_owner else []
         )
-    folds = Counter(person.fold for person in people)
-    unassigned = [p for p in people if p.status == "active" and p.cohort == "training" and p.fold is None]
     return render_page(
         request,
         "owner/people.html",
-        people=people,
+        filter=list_filter,
+        rows=rows,
+        total=total,
+        page=page,
+        pages=count_pages(total),
         invites=invites,
         link=link,
         mailed=mailed,
         has_mail=get_site(request).settings.mail is not None,
         roles=PERSON_ROLES,
+        statuses=PERSON_STATUSES,
         cohorts=get_args(Cohort),
-        folds=[folds[fold] for fold in range(screening.LABELER_FOLDS)],
-        unassigned=len(unassigned),
+        folds=[folds.get(fold, 0) for fold in range(screening.LABELER_FOLDS)],
+        unassigned=unassigned,
         days=accounts.INVITE_DAYS,
     )
 

@@ -1,0 +1,1 @@
+"""Changes of many tasks, submissions or people at once, recorded row by row so that they can be undone."""

@@ -1,0 +1,1 @@
+"""Filtered, sorted and paged lists of tasks, submissions and people."""
