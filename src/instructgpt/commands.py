@@ -65,6 +65,12 @@ COMMANDS = (
         "baselines.best_of_n",
         "write the best of N scored completions as demonstrations (rejection sampling)",
     ),
+    Command(
+        "expert-iteration",
+        "baselines.ExpertIterationConfig",
+        "baselines.expert_iteration",
+        "sample, choose by a reward model and fine-tune, in rounds",
+    ),
     Command("dpo", "train.DPOConfig", "baselines.dpo", "train a policy on rankings by direct preference optimization"),
     Command(
         "report",
