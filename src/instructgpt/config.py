@@ -60,6 +60,17 @@ class SamplingOptions(CommandConfig):
     top_p: float = Field(1.0, gt=0, le=1, description="sample from the likeliest tokens with this total probability")
     stop: tuple[str, ...] = Field((), description="texts that end a completion, besides the end-of-text token")
 
+    def sampling_arguments(self) -> dict[str, Any]:
+        """Return the options as arguments of `sampling.completions.generate`."""
+        return {name: getattr(self, name) for name in SamplingOptions.model_fields}
+
+    def sampling_column(self, seed: int) -> dict[str, Any]:
+        """Return the column `sampling` of completions; options that change nothing are left out."""
+        column: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens, "seed": seed}
+        if self.top_p < 1:
+            column["top_p"] = self.top_p
+        return column | ({"stop": list(self.stop)} if self.stop else {})
+
     def ineffective_options(self) -> Iterator[str]:
         """Yield options that have no effect at temperature 0."""
         if self.temperature == 0:

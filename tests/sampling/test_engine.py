@@ -5,6 +5,7 @@ pytest tests/sampling/test_engine.py
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -54,8 +55,9 @@ def naive(model, prompt, uniforms, eos, temperature):
 
 
 def uniforms_of_seed(seed):
-    """Draw one double a token, row after row, as documented."""
-    return torch.rand(len(PROMPTS), TOKENS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    """Draw one double a token from a stream a row, as documented."""
+    keys = [np.array([seed, row << 32], dtype=np.uint64) for row in range(len(PROMPTS))]
+    return torch.tensor(np.array([np.random.Generator(np.random.Philox(key=key)).random(TOKENS) for key in keys]))
 
 
 def early_eos(model, prompts=PROMPTS):

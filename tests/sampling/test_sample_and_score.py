@@ -20,7 +20,8 @@ from instructgpt.records import Completion, Prompt, read_records
 from instructgpt.run import progress, resumable_file
 from instructgpt.run.resumable_file import open_resumable_file
 from instructgpt.sampling import cli
-from instructgpt.sampling.completions import cut_at_stop, generate
+from instructgpt.sampling.completions import generate
+from instructgpt.sampling.stop_strings import cut_at_stop
 
 PROMPTS = [{"prompt": text, "id": str(index)} for index, text in enumerate(("a b", "c", "the cat sat", "d e f", "b"))]
 SIZE = ["--max-tokens", "8", "-n", "3", "--seed", "5"]

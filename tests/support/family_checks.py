@@ -25,6 +25,7 @@ from instructgpt.models.families import max_context
 from instructgpt.models.policy import completion_logp, context_length, load_policy, per_token_outputs, save_policy
 from instructgpt.models.reward_model import load_reward_model, new_reward_model, save_reward_model
 from instructgpt.sampling.engine import cache_bytes_per_token, sample_tokens
+from instructgpt.sampling.random_streams import default_stream_keys, draw_uniforms
 from instructgpt.train import ppo
 from instructgpt.train.ppo import PPOConfig
 
@@ -146,7 +147,7 @@ def check_sampling(folder: Path) -> None:
     samples = sample_tokens(
         model, PROMPTS, stop_tokens=list(tokenizer.stop_tokens), max_tokens=NEW_TOKENS, seed=3, max_rows=3
     )
-    uniforms = torch.rand(len(PROMPTS), NEW_TOKENS, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    uniforms = draw_uniforms(3, default_stream_keys(len(PROMPTS)), NEW_TOKENS)
     for prompt, sample, row in zip(PROMPTS, samples, uniforms, strict=True):
         logp = _example_logits(stock, TokenizedExample(prompt, sample.tokens)).log_softmax(-1)
         expected = logp.gather(1, torch.tensor(sample.tokens)[:, None])[:, 0]

@@ -94,10 +94,11 @@ def _evaluate_whole_files(
     """Return the rows, and why a judge stopped early, if it did."""
 
     def options(settings_class: type[ComparisonSettings]) -> dict[str, Any]:
-        return {"folder": folder} | {f.name: getattr(config, f.name) for f in fields(settings_class)[1:]}
+        names = EvaluateConfig.model_fields.keys() & {field.name for field in fields(settings_class)}
+        return {"folder": folder} | {name: getattr(config, name) for name in names}
 
     if name == "preference":
-        return run_preference_evaluation(PreferenceSettings(**options(PreferenceSettings)), map_fn)
+        return run_preference_evaluation(PreferenceSettings(**options(PreferenceSettings), sampling=config), map_fn)
     return run_reward_model_evaluation(ComparisonSettings(**options(ComparisonSettings)), map_fn), None
 
 

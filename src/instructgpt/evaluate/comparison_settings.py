@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from instructgpt.config import SamplingOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,5 +34,4 @@ class PreferenceSettings(ComparisonSettings):
     judge_max_tokens: int = 400
     judge_temperature: float | None = None
     baseline: str | None = None
-    max_tokens: int = 256
-    temperature: float = 1.0
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)

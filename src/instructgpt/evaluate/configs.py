@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from instructgpt.config import TRAINING_ONLY_FIELDS, CommandConfig, StageConfig, did_you_mean
+from instructgpt.config import TRAINING_ONLY_FIELDS, CommandConfig, SamplingOptions, StageConfig, did_you_mean
 
 EVAL_TASK_NAMES = (
     "winogender",
@@ -45,8 +45,7 @@ _PREFERENCE_OPTIONS = (
     "judge_max_tokens",
     *_ENDPOINT_OPTIONS,
     "baseline",
-    "max_tokens",
-    "temperature",
+    *SamplingOptions.model_fields,
 )
 
 
@@ -56,7 +55,7 @@ def _task_names() -> Iterable[str]:
     return EVAL_TASK_NAMES if tasks is None else dict.fromkeys((*EVAL_TASK_NAMES, *tasks.EVAL_TASKS))
 
 
-class EvaluateConfig(CommandConfig):
+class EvaluateConfig(SamplingOptions):
     """Evaluations, the models they run on, and where the data is."""
 
     stage: ClassVar[str] = "evaluate"
@@ -130,8 +129,6 @@ class EvaluateConfig(CommandConfig):
         description="the model others are compared with; default: sft if present",
         json_schema_extra={"metavar": "NAME"},
     )
-    max_tokens: int = Field(256, ge=1, description="maximum length of compared completions")
-    temperature: float = Field(1.0, ge=0, description="sampling temperature of compared completions")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of questions, examples and samples")
     device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto uses a GPU if there is one")
     processes: int = Field(1, ge=1, description="processes that share the work (CPU)")
@@ -144,6 +141,7 @@ class EvaluateConfig(CommandConfig):
                 yield f"no evaluation '{name}'" + (
                     did_you_mean(name, available) or f"; available: {', '.join(available)}"
                 )
+        yield from super().ineffective_options()
         yield from self._ineffective_preference_options()
         if self.include_path and not self.harness:
             yield "--include-path has no effect without --harness"
@@ -170,7 +168,7 @@ class EvaluateConfig(CommandConfig):
                 continue
             if "preference" not in self.names:
                 yield f"{flag} has no effect without the evaluation preference"
-            elif name in ("max_tokens", "temperature") and not self.model:
+            elif name in SamplingOptions.model_fields and not self.model:
                 yield f"{flag} has no effect without --model"
             elif name in _ENDPOINT_OPTIONS and "://" not in (self.judge or ""):
                 yield f"{flag} has no effect unless --judge is the address of an endpoint"

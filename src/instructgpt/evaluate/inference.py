@@ -52,14 +52,15 @@ def generate_answers(
 ) -> list[Completion]:
     """Complete instructions, `per_prompt` consecutive samples each. With a few-shot prefix each is one line."""
     sampling: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-    repeated = [prompt for prompt in prompts for _ in range(per_prompt)]
     if model.add_few_shot_prefix is None:
-        records = [Prompt(prompt=prompt) for prompt in repeated]
-        results = [(c.text, c.finished) for c in generate(model.lm, model.tokenizer, records, **sampling)]
+        records = [Prompt(prompt=prompt) for prompt in prompts]
+        completions = generate(model.lm, model.tokenizer, records, per_prompt=per_prompt, **sampling)
+        results = [(completion.text, completion.finish == "stop") for completion in completions]
     else:
-        texts = [model.add_few_shot_prefix(prompt) for prompt in repeated]
-        results = continue_text(model.lm, model.tokenizer, texts, **sampling)
+        texts = [model.add_few_shot_prefix(prompt) for prompt in prompts]
+        results = continue_text(model.lm, model.tokenizer, texts, per_text=per_prompt, **sampling)
     fields = {"model": model.name, "sampling": sampling}
+    repeated = [prompt for prompt in prompts for _ in range(per_prompt)]
     return [
         Completion(prompt=prompt, completion=text.strip(), finish="stop" if finished else "length", **fields)
         for prompt, (text, finished) in zip(repeated, results, strict=True)

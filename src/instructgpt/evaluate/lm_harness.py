@@ -259,9 +259,5 @@ def generate_until_stop(
     max_tokens = min(max_tokens, context_length(model.lm) // 2)
     sampling: dict[str, Any] = {"max_tokens": max_tokens, "seed": seed, "temperature": temperature, "top_p": top_p}
     prompts = [truncate_to_context(model, text, max_tokens) for text in texts]
-    results = []
-    for text, _ in continue_text(model.lm, model.tokenizer, prompts, stop=None, **sampling):
-        for stop in filter(None, stops):
-            text = text.partition(stop)[0]
-        results.append(text)
-    return results
+    sampling["stop"] = tuple(filter(None, stops))
+    return [text for text, _ in continue_text(model.lm, model.tokenizer, prompts, **sampling)]

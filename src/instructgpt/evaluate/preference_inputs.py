@@ -136,7 +136,7 @@ def _sample_completions(
     ]
     fitting = [index for index in range(len(prompts)) if all(column[index] is not None for column in columns)]
     if not fitting:
-        raise InputError(f"evaluate preference: --max-tokens {settings.max_tokens} leaves no room for any prompt")
+        raise InputError(f"evaluate preference: --max-tokens {settings.sampling.max_tokens} leaves no room for any prompt")
     if len(fitting) < len(prompts):
         num_dropped = len(prompts) - len(fitting)
         console.print(f"preference: left out {num_dropped} of {len(prompts)} prompts that are too long for a model")
@@ -146,9 +146,9 @@ def _sample_completions(
 def _sample_from_model(
     settings: PreferenceSettings, name: str, source: str, prompts: Sequence[Prompt], map_fn: Callable[..., Any]
 ) -> Iterator[Completion | None]:
-    max_tokens, temperature = settings.max_tokens, settings.temperature
-    sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": settings.seed}
-    compute = partial(_complete_prompts, source, str(pick_device(settings.device)), max_tokens, temperature)
+    sampling = settings.sampling.sampling_column(settings.seed)
+    arguments = settings.sampling.sampling_arguments()
+    compute = partial(_complete_prompts, source, str(pick_device(settings.device)), arguments)
     prompt_rows = [prompt.prompt_columns() for prompt in prompts]
     cache, weights_hash = ResultCache(settings.folder / "completions"), content_hash(Path(source))
     options: dict[str, Any] = {"title": f"preference {name}", "map_fn": map_fn}
@@ -159,22 +159,15 @@ def _sample_from_model(
 
 
 def _complete_prompts(
-    source: str, device: str, max_tokens: int, temperature: float, prompt_rows: Sequence[Mapping[str, Any]], seed: int
+    source: str, device: str, sampling: Mapping[str, Any], prompt_rows: Sequence[Mapping[str, Any]], seed: int
 ) -> list[tuple[str | None, str]]:
     """Return each prompt's completion and finish reason; None where the prompt leaves no room in the context."""
     model = load_cached_model(source, device)
     prompts = [Prompt.model_validate(row) for row in prompt_rows]
-    room = context_length(model.lm) - max_tokens
+    room = context_length(model.lm) - sampling["max_tokens"]
     fitting = [i for i, prompt in enumerate(prompts) if len(model.tokenizer.encode_prompt(prompt)) <= room]
-    completions = generate(
-        model.lm,
-        model.tokenizer,
-        [prompts[index] for index in fitting],
-        max_tokens=max_tokens,
-        seed=seed,
-        temperature=temperature,
-    )
+    completions = generate(model.lm, model.tokenizer, [prompts[index] for index in fitting], seed=seed, **sampling)
     results: list[tuple[str | None, str]] = [(None, "length")] * len(prompts)
     for index, completion in zip(fitting, completions, strict=True):
-        results[index] = (completion.text.strip(), "stop" if completion.finished else "length")
+        results[index] = (completion.text.strip(), completion.finish)
     return results

@@ -26,7 +26,7 @@ from instructgpt.run.directory import console
 from instructgpt.run.lineage import content_hash
 from instructgpt.run.progress import show_progress
 from instructgpt.run.resumable_file import hash_records, open_resumable_file
-from instructgpt.sampling.completions import SampledCompletion, cut_at_stop, generate
+from instructgpt.sampling.completions import SampledCompletion, generate
 from instructgpt.sampling.configs import SampleConfig, ScoreConfig
 from instructgpt.sampling.engine import cache_bytes_per_token, max_batch_rows
 
@@ -70,6 +70,7 @@ def sample_completions(config: SampleConfig) -> Path:
     made_from = _describe_options(config) | {
         "content of --model": content_hash(Path(config.model)),
         "content of --prompts": hash_records(accepted_prompts),
+        "random numbers": "a stream a completion",
     }
     width = max_prompt_tokens + config.max_tokens
     with (
@@ -82,11 +83,9 @@ def sample_completions(config: SampleConfig) -> Path:
                 model,
                 tokenizer,
                 [accepted_prompts[row // config.n] for row in rows],
-                max_tokens=config.max_tokens,
+                **config.sampling_arguments(),
                 seed=config.seed,
-                temperature=config.temperature,
-                top_p=config.top_p,
-                first_index=rows.start,
+                keys=[divmod(row, config.n) for row in rows],
             )
             file.append(_to_completion_record(completion, config) for completion in completions)
             advance(len(rows))
@@ -118,21 +117,11 @@ def _block_rows(model: Any, width: int) -> int:
 
 
 def _to_completion_record(completion: SampledCompletion, config: SampleConfig) -> Completion:
-    sampling: dict[str, Any] = {
-        "temperature": config.temperature,
-        "max_tokens": config.max_tokens,
-        "seed": config.seed,
-    }
-    if config.top_p < 1:
-        sampling["top_p"] = config.top_p
-    if config.stop:
-        sampling["stop"] = list(config.stop)
-    text, stopped = cut_at_stop(completion.text, config.stop)
     columns = {
-        "completion": text,
+        "completion": completion.text,
         "model": config.model,
-        "finish": "stop" if stopped or completion.finished else "length",
-        "sampling": sampling,
+        "finish": completion.finish,
+        "sampling": config.sampling_column(config.seed),
     }
     return Completion.model_validate(completion.prompt.to_dict() | columns)  # the prompt's own columns stay
 

@@ -282,6 +282,21 @@ class Decoder:
         """Return the slots of finished rows. Waits for the device."""
         return [slot for slot, alive in enumerate(self.alive[: self.num_rows].tolist()) if not alive]
 
+    def last_tokens(self, count: int) -> list[tuple[int, list[int]]]:
+        """Return, per row, how many tokens were sampled and the last `count` of them. Waits for the device."""
+        sampled = self.num_sampled[: self.num_rows, None]
+        columns = sampled - count + torch.arange(count, device=sampled.device)
+        tokens = self.sampled_tokens[: self.num_rows].gather(1, columns.clamp_min(0))
+        return [
+            (number, row[max(0, count - number) :])
+            for number, row in zip(sampled[:, 0].tolist(), tokens.tolist(), strict=True)
+        ]
+
+    def end_row(self, slot: int, count: int) -> None:
+        """Finish a row after its first `count` tokens."""
+        self.num_sampled[slot] = count
+        self.alive[slot] = False
+
     def remove_rows(self, slots: Sequence[int]) -> tuple[list[tuple[list[int], list[float]]], list[int]]:
         """Remove finished rows; the last rows move into their slots.
 

@@ -14,6 +14,8 @@ from instructgpt.models.packed_attention import hidden_states
 from instructgpt.models.precision import cached_bf16_weights, compute_device
 from instructgpt.models.sharding import fits_unsharded, synchronized_forwards, unsharded
 from instructgpt.sampling.engine import SampledTokens, cache_bytes_per_token, sample_tokens
+from instructgpt.sampling.random_streams import StreamKey, default_stream_keys
+from instructgpt.sampling.stop_strings import StopStrings
 
 
 def sample_on_ranks(
@@ -25,16 +27,16 @@ def sample_on_ranks(
     seed: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    stop: StopStrings | None = None,
     max_rows: int | None = None,
-    first_index: int = 0,
+    keys: Sequence[StreamKey] | None = None,
 ) -> list[SampledTokens]:
     """Sample as `sample_tokens` does, with the same arguments, result and errors, whatever the number of ranks.
-
-    The prompts have the indices from `first_index` on.
 
     Weights of a sharded model are gathered once where they fit in memory, else again for every token, layer by layer.
     """
     dist_info = get_model_dist_info(model)
+    stream_keys = default_stream_keys(len(prompts)) if keys is None else keys
     indices = shard_by_length([len(prompt) + max_tokens for prompt in prompts], dist_info)
 
     sample_local = partial(
@@ -45,8 +47,9 @@ def sample_on_ranks(
         seed=seed,
         temperature=temperature,
         top_p=top_p,
+        stop=stop,
         max_rows=max_rows,
-        indices=[first_index + row for row in indices],
+        keys=[stream_keys[row] for row in indices],
     )
     if fits_unsharded(model):
         with unsharded(model) as policy, cached_bf16_weights(policy):

@@ -1,7 +1,7 @@
 """Sampling completions with continuous batching: finished rows leave the batch, and waiting prompts take their slots.
 
 Sampling is exact: temperature alone, no top-k, and no top-p unless asked for, because PPO differentiates the
-distribution that was sampled from. A completion is a function of its prompt, the seed, its index and `max_tokens`:
+distribution that was sampled from. A completion is a function of its prompt, the seed and its key (`random_streams`):
 every row has its own stream of uniform numbers, so neither the rest of the batch nor the memory changes it.
 
 A family for which the static KV cache is not exact is sampled without a cache, the whole sequence again for each token.
@@ -9,7 +9,7 @@ A family for which the static KV cache is not exact is sampled without a cache, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -33,6 +33,8 @@ from instructgpt.sampling.decoder import (
     SamplingParams,
     sample_with_logp,
 )
+from instructgpt.sampling.random_streams import StreamKey, default_stream_keys, draw_uniforms
+from instructgpt.sampling.stop_strings import StopStrings, StopTracker
 
 CPU_CACHE_BYTES = 2**28
 """Memory for keys and values on a CPU. Four times as much makes small models slower: it misses the CPU's cache."""
@@ -53,6 +55,7 @@ class SampledTokens:
     tokens: list[int]
     logp: list[float]
     finished: bool
+    """Whether it ended with a stop token."""
 
 
 def sample_tokens(
@@ -64,8 +67,9 @@ def sample_tokens(
     seed: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    stop: StopStrings | None = None,
     max_rows: int | None = None,
-    indices: Sequence[int] | None = None,
+    keys: Sequence[StreamKey] | None = None,
 ) -> list[SampledTokens]:
     """Sample one completion a prompt.
 
@@ -74,11 +78,12 @@ def sample_tokens(
         prompts: token ids; repeat a prompt for several completions of it.
         stop_tokens: the tokens that end a completion.
         max_tokens: length at which a completion is cut off.
-        seed: fixes a completion, together with its index.
+        seed: fixes a completion, together with its key.
         temperature: 0 takes the likeliest token.
         top_p: below 1, sample from the likeliest tokens that together have this probability (Holtzman et al. 2020).
+        stop: texts that end a completion too, with the token that completes them.
         max_rows: rows sampled at once, by default as many as memory allows; changes no completion.
-        indices: the index of each prompt, where these are a part of more prompts; by default 0, 1, 2 ...
+        keys: the stream of random numbers of each completion; by default (0, 0), (1, 0), (2, 0) ...
 
     Raises:
         InputError: a prompt is empty, or leaves no room for `max_tokens` in the model's context.
@@ -90,20 +95,21 @@ def sample_tokens(
             raise InputError(f"prompt {index + 1} has {len(prompt)} tokens, but {room}")
     if not prompts:
         return []
-    row_indices = list(range(len(prompts)) if indices is None else indices)
-    generator = torch.Generator().manual_seed(seed)
-    # all rows up to the largest index, so that a row's numbers do not depend on which other rows are here
-    uniforms = torch.rand(max(row_indices) + 1, max_tokens, generator=generator, dtype=torch.float64)[row_indices]
+    stream_keys = default_stream_keys(len(prompts)) if keys is None else keys
+
+    def draw(rows: Sequence[int]) -> Tensor:
+        return draw_uniforms(seed, [stream_keys[row] for row in rows], max_tokens)
+
     params = SamplingParams(tuple(stop_tokens), temperature, top_p)
     # FSDP gathers weights into tensors that are trained later, which tensors made in inference mode cannot be
     with torch.no_grad() if is_sharded(model) else torch.inference_mode():
         bytes_per_token = cache_bytes_per_token(model)
         if bytes_per_token is None:
-            return list(_sample_without_cache(model, prompts, uniforms, params))
+            return list(_sample_without_cache(model, prompts, draw(range(len(prompts))), params, stop))
         width = max(map(len, prompts)) + max_tokens - 1  # the last token is sampled, never fed
         max_slots = max_batch_rows(model, bytes_per_token * width)
         decoder = Decoder(model, min(len(prompts), max_rows or len(prompts), max_slots), width, max_tokens, params)
-        return _decode_all(model, decoder, prompts, uniforms)
+        return _decode_all(model, decoder, prompts, draw, stop)
 
 
 def cache_bytes_per_token(model: Any) -> int | None:
@@ -135,9 +141,12 @@ def probe_cache(model: Any) -> int | None:
     """Decode a few tokens; return the cache's bytes a token, or None where logps differ from a plain forward pass."""
     width = max(map(len, _PROBE_PROMPTS)) + _PROBE_TOKENS - 1
     decoder = Decoder(model, 2, width, _PROBE_TOKENS, SamplingParams(stop_tokens=(), temperature=0.0))
-    uniforms = torch.zeros(len(_PROBE_PROMPTS), _PROBE_TOKENS, dtype=torch.float64)
+
+    def draw(rows: Sequence[int]) -> Tensor:
+        return torch.zeros(len(rows), _PROBE_TOKENS, dtype=torch.float64)
+
     try:
-        samples = _decode_all(model, decoder, _PROBE_PROMPTS, uniforms)
+        samples = _decode_all(model, decoder, _PROBE_PROMPTS, draw)
     except FORWARD_ERRORS as error:
         if is_out_of_memory(error):
             raise
@@ -153,21 +162,36 @@ def probe_cache(model: Any) -> int | None:
     return decoder.cache.bytes_per_token() if matches else None
 
 
-def _decode_all(model: Any, decoder: Decoder, prompts: Sequence[list[int]], uniforms: Tensor) -> list[SampledTokens]:
-    """Decode all rows. Short prompts enter first, equal ones together; the last of `pending_rows` enters next."""
+def _decode_all(
+    model: Any,
+    decoder: Decoder,
+    prompts: Sequence[list[int]],
+    draw: Callable[[Sequence[int]], Tensor],
+    stop: StopStrings | None = None,
+) -> list[SampledTokens]:
+    """Decode all rows. Short prompts enter first, equal ones together; the last of `pending_rows` enters next.
+
+    Args:
+        draw: uniform numbers of the rows with these indices, (rows, max_tokens).
+    """
     pending_rows = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), prompts[row]), reverse=True)
     row_of_slot: list[int] = []  # the row of each slot in use
     samples: list[SampledTokens | None] = [None] * len(prompts)
+    tracker = StopTracker(stop) if stop else None
     refill_at = max(1, int(REFILL_FREE_SHARE * decoder.cache.num_slots))
     check_every = FINISH_CHECK_INTERVAL.get(compute_device(model).type, 1)
     while pending_rows or row_of_slot:
         if pending_rows and decoder.num_free_slots >= min(refill_at, len(pending_rows)):
             rows = [pending_rows.pop() for _ in range(min(decoder.num_free_slots, len(pending_rows)))]
             slot_prompts = [prompts[row] for row in row_of_slot]
-            decoder.add_rows(model, [prompts[row] for row in rows], uniforms[rows], slot_prompts)
+            decoder.add_rows(model, [prompts[row] for row in rows], draw(rows), slot_prompts)
             row_of_slot += rows
         for _ in range(check_every):
             decoder.step_all(model)
+        if tracker:
+            for slot, (count, last_tokens) in enumerate(decoder.last_tokens(check_every)):
+                if (end := tracker.find_stop(row_of_slot[slot], count, last_tokens)) is not None:
+                    decoder.end_row(slot, end)
         finished_slots = decoder.finished_slots()
         if finished_slots:
             results, source_slots = decoder.remove_rows(finished_slots)
@@ -175,6 +199,8 @@ def _decode_all(model: Any, decoder: Decoder, prompts: Sequence[list[int]], unif
                 samples[row_of_slot[slot]] = SampledTokens(
                     tokens, logp, finished=tokens[-1] in decoder.params.stop_tokens
                 )
+                if tracker:
+                    tracker.forget(row_of_slot[slot])
             row_of_slot = [row_of_slot[slot] for slot in source_slots]
     return [sample for sample in samples if sample is not None]
 
@@ -184,12 +210,13 @@ def _last_token_logits(model: Any, batch: PackedBatch) -> Tensor:
 
 
 def _sample_without_cache(
-    model: Any, prompts: Sequence[list[int]], uniforms: Tensor, params: SamplingParams
+    model: Any, prompts: Sequence[list[int]], uniforms: Tensor, params: SamplingParams, stop: StopStrings | None
 ) -> Iterator[SampledTokens]:
     """Sample without a KV cache, for families whose caches are of another kind."""
     device = compute_device(model)
     rows = [(list[int](), list[float]()) for _ in prompts]
     alive = list(range(len(prompts)))
+    tracker = StopTracker(stop) if stop else None
     for t in range(uniforms.shape[1]):
         for group in microbatches([len(prompts[row]) + t for row in alive], token_budget(device)):
             row_indices = [alive[index] for index in group]
@@ -200,5 +227,7 @@ def _sample_without_cache(
                 rows[row][0].append(token)
                 rows[row][1].append(token_logp)
         alive = [row for row in alive if rows[row][0][-1] not in params.stop_tokens]
+        if tracker:
+            alive = [row for row in alive if tracker.find_stop(row, t + 1, rows[row][0][-1:]) is None]
     for tokens, row_logp in rows:
         yield SampledTokens(tokens, row_logp, finished=tokens[-1] in params.stop_tokens)

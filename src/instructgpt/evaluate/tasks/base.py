@@ -111,7 +111,8 @@ def generate_replies(model: EvaluatedModel, questions: Sequence[EvalQuestion], s
         texts = [truncate_to_context(model, question.text, max_tokens, question.tail) for question in group]
         # groups and blocks must not share a random stream
         group_seed = zlib.crc32(f"{seed} {group[0].id} {group[0].condition}".encode()) if temperature else seed
-        sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": stop}
+        sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
+        sampling |= {"stop": (stop,) if stop else ()}
         # samples are drawn in one batch, since they depend on it; greedy batches are sorted by length
         batches = [list(range(len(texts)))] if temperature else _length_groups(model, texts, max_tokens)
         for batch in batches:
