@@ -66,10 +66,12 @@ class Design:
         return np.argsort(-order, axis=1)[:, : self.per_prompt]
 
 
-SMALL = [Design(20, 2, 2), Design(10, 3, 3), Design(20, 3, 3), Design(40, 5, 5)]
-LARGE = [Design(40, 3, 3), Design(100, 3, 3), Design(40, 8, 3), Design(100, 5, 3), Design(400, 10, 3)]
-UNEQUAL = [Design(100, 5, 3, True), Design(100, 10, 3, True)]
-DESIGNS = [*SMALL, *LARGE, *UNEQUAL]
+BALANCED = [Design(n, labelers, min(labelers, 3)) for n in (10, 20, 40, 100, 400) for labelers in (2, 3, 5, 10)]
+UNEQUAL = [Design(n, labelers, min(labelers, 3), True) for n in (40, 100) for labelers in (5, 10)]
+EVERYBODY = [Design(40, 5, 5), Design(40, 3, 2, True)]
+DESIGNS = [*BALANCED, *EVERYBODY, *UNEQUAL]
+_LARGE_DESIGN = 400
+"""Rankings of so many prompts take long: these designs have a quarter of the repetitions."""
 MANY = Design(3_000, 1_500, 4)
 """A design that is as good as the truth."""
 
@@ -166,7 +168,7 @@ def cover(
 def shares(rng: Generator, repetitions: int) -> Iterator[Line]:
     """A share over prompts and labelers: a win rate, a label, truthfulness."""
     grid = [(design, 0.5, sd) for design in DESIGNS for sd in (0.0, 0.5, 1.5)]
-    grid += [(Design(n, 5, 3), share, 0.5) for n in (20, 100, 400) for share in (0.01, 0.1, 0.9, 0.99)]
+    grid += [(design, share, 0.5) for design in DESIGNS for share in (0.01, 0.1, 0.9, 0.99)]
     grid += [(Design(n, 1, 1), share, 0.0) for n in (10, 40, 100, 400) for share in (0.01, 0.1, 0.5, 0.9)]
     grid += [(Design(40, 1, 1), 0.5, 0.5), (Design(1, 8, 8), 0.25, 0.5)]
     for design, share, labeler_sd in grid:
@@ -256,11 +258,12 @@ def rankings(rng: Generator, repetitions: int) -> Iterator[Line]:
     for design in DESIGNS:
         for taste, ties in ((0.5, 0.3), (0.5, 2.0), (1.0, 0.3), (0.0, 0.3)):
             truth = ranking_truth(taste, ties, design.per_prompt)
-            samples = [ranking_numbers(*rank_answers(rng, design, taste, ties)) for _ in range(repetitions)]
+            count = repetitions // 4 if design.prompts >= _LARGE_DESIGN else repetitions
+            samples = [ranking_numbers(*rank_answers(rng, design, taste, ties)) for _ in range(count)]
             for name in NUMBERS:
                 queue = iter([sample[name] for sample in samples])
                 setting = f"taste {taste:g}, ties {ties:g}"
-                yield cover(name, setting, design, truth[name], lambda queue=queue: next(queue), repetitions)
+                yield cover(name, setting, design, truth[name], lambda queue=queue: next(queue), count)
 
 
 def label_answers(rng: Generator, design: Design, mean: float) -> tuple[Array, Array, Array]:
@@ -271,7 +274,7 @@ def label_answers(rng: Generator, design: Design, mean: float) -> tuple[Array, A
 def labels(rng: Generator, repetitions: int) -> Iterator[Line]:
     """Agreement on yes or no: alpha, AC1, positive agreement; labelers' thresholds differ by 0.7."""
     numbers = {"label alpha": krippendorff_alpha, "AC1": gwet_ac1, "positive agreement": positive_agreement}
-    for mean in (0.0, -3.0):
+    for mean in (0.0, -3.0, -4.5):
         many = label_answers(np.random.default_rng(101), MANY, mean)
         for design in DESIGNS:
             samples = [label_answers(rng, design, mean) for _ in range(repetitions)]
@@ -303,7 +306,7 @@ def strengths(rng: Generator, repetitions: int) -> Iterator[Line]:
         for ties in (0.0, 0.8):
             many = strength_rankings(np.random.default_rng(102), Design(8_000, 4_000, 2), base, ties)
             truth = {row.model: row.strength.value for row in estimate_strengths(many, "b")}
-            for design in (Design(10, 3, 3), Design(20, 3, 3), Design(40, 5, 5), Design(100, 5, 3), UNEQUAL[1]):
+            for design in (Design(10, 3, 3), Design(20, 3, 3), Design(40, 5, 5), Design(100, 5, 3), UNEQUAL[-1]):
                 samples = [
                     {row.model: row.strength for row in estimate_strengths(rows, "b")}
                     for rows in (strength_rankings(rng, design, base, ties) for _ in range(repetitions))
@@ -332,7 +335,7 @@ def length_controlled(rng: Generator, repetitions: int) -> Iterator[Line]:
         ]
 
     truth = float(sample(np.random.default_rng(103), Design(40_000, 4_000, 1)).value or 0)
-    for design in (Design(20, 3, 3), Design(40, 5, 5), Design(100, 5, 3), Design(100, 10, 3), UNEQUAL[1]):
+    for design in (Design(20, 3, 3), Design(40, 5, 5), Design(100, 5, 3), Design(100, 10, 3), UNEQUAL[-1]):
         yield cover("length-controlled", "", design, truth, lambda design=design: sample(rng, design), repetitions)
 
 
@@ -504,34 +507,39 @@ GROUPS: dict[str, Callable[[Generator, int], Iterator[Line]]] = {
 
 
 def format_table(lines: Sequence[Line]) -> str:
-    """Return a Markdown table: a row a number and setting, with the range over designs and where its ends lie."""
-    head = "| number | setting | % of repetitions | lowest | highest | what `caution` marks |"
+    """Return a Markdown table: a row a number and setting, with the mean over designs and its lowest and highest."""
+    head = "| number | setting | designs | mean % | lowest % | highest % | what `caution` marks |"
     groups: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
         groups.setdefault((line.name, line.setting), []).append(line)
-    return "\n".join([head, "|---|---|---|---|---|---|", *(_format_group(*item) for item in groups.items())])
+    return "\n".join([head, "|---|---|---|---|---|---|---|", *(_format_group(*item) for item in groups.items())])
 
 
 def _format_group(key: tuple[str, str], lines: Sequence[Line]) -> str:
     marked = [line for line in lines if re.search("single|two", line.caution)]
     plain = sorted([line for line in lines if line not in marked] or marked, key=lambda line: line.share)
-    low, high = plain[0], plain[-1]
-    error = 100 * np.sqrt(max(low.share * (1 - low.share), 0.25 / low.repetitions) / low.repetitions)
-    cells = (
-        [*key, f"{100 * low.share:.1f} to {100 * high.share:.1f} (±{error:.1f})"]
-        if len(plain) > 1
-        else [*key, f"{100 * low.share:.1f} (±{error:.1f})"]
-    )
-    cells += [low.design, high.design] if len(plain) > 1 else [low.design, ""]
+    hits, count = sum(line.hits for line in plain), sum(line.repetitions - line.missing for line in plain)
+    cells = [*key, str(len(plain)), _format_share(hits, count)]
+    ends = (plain[0], plain[-1]) if len(plain) > 1 else ()
+    cells += [f"{line.design}: {_format_share(line.hits, line.repetitions - line.missing)}" for line in ends] or [
+        "",
+        "",
+    ]
     cells.append("; ".join(f"{line.design}: {100 * line.share:.0f}" for line in marked if line not in plain))
     return f"| {' | '.join(cells)} |"
 
 
+def _format_share(hits: int, count: int) -> str:
+    """Return a percentage with its Monte Carlo error in points."""
+    share = hits / max(count, 1)
+    error = np.sqrt(max(share * (1 - share), 0.25 / max(count, 1)) / max(count, 1))
+    return f"{100 * share:.1f} (±{100 * error:.1f})"
+
+
 def format_line(line: Line) -> str:
-    error = np.sqrt(max(line.share * (1 - line.share), 0.25 / line.repetitions) / line.repetitions)
-    notes = [line.caution.replace(" labeler", "").replace(" labelers", "")] if line.caution else []
+    notes = [line.caution.replace(" labelers", "").replace(" labeler", "")] if line.caution else []
     notes += [f"{100 * line.missing / line.repetitions:.0f} % without"] if line.missing else []
-    text = f"{line.design}: {100 * line.share:.1f} (±{100 * error:.1f})"
+    text = f"{line.design}: {_format_share(line.hits, line.repetitions - line.missing)}"
     return text + (f" [{', '.join(notes)}]" if notes else "")
 
 

@@ -136,7 +136,9 @@ def _sample_completions(
     ]
     fitting = [index for index in range(len(prompts)) if all(column[index] is not None for column in columns)]
     if not fitting:
-        raise InputError(f"evaluate preference: --max-tokens {settings.sampling.max_tokens} leaves no room for any prompt")
+        raise InputError(
+            f"evaluate preference: --max-tokens {settings.sampling.max_tokens} leaves no room for any prompt"
+        )
     if len(fitting) < len(prompts):
         num_dropped = len(prompts) - len(fitting)
         console.print(f"preference: left out {num_dropped} of {len(prompts)} prompts that are too long for a model")

@@ -5,12 +5,14 @@ units with a single answer are dropped. Intervals leave out units (or `clusters`
 named, labelers (Gwet, 2014, 5).
 
 Alpha is low when nearly all answers agree, as with most labels of Table 3: read it beside AC1 and positive agreement.
+Where few prompts have a rare answer, alpha's jackknife cannot know how often a second labeler repeats it; the interval
+then also holds what the interval of positive agreement says, alpha = (positive agreement − share) / (1 − share).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -27,6 +29,8 @@ from instructgpt.statistics.intervals import (
     jackknife,
 )
 
+_RARE_SHARE = 0.25
+_FEW_RARE_PROMPTS = 20
 _Level = Literal["nominal", "ordinal", "interval"]
 
 
@@ -78,7 +82,25 @@ def krippendorff_alpha(
         expected = (totals[..., :, None] * totals[..., None, :] * distance).sum((-1, -2))
         return np.where(expected > 0, 1 - observed / np.where(expected > 0, expected, 1), np.nan)
 
-    return table.estimate(coincidence_parts, alpha, CORRELATION)
+    estimate = table.estimate(coincidence_parts, alpha, CORRELATION)
+    return _widen_for_rare_answers(estimate, table) if level == "nominal" or size == 2 else estimate
+
+
+def _widen_for_rare_answers(estimate: Estimate, table: _AnswerTable) -> Estimate:
+    """Widen alpha's interval to what positive agreement on the rare answers allows: all but the commonest one."""
+    if estimate.low is None or estimate.high is None:
+        return estimate
+    total = table.counts.sum(0)
+    rare = np.arange(len(total)) != int(total.argmax())
+    share = float(total[rare].sum() / total.sum())
+    by_prompt = np.bincount(table.clusters, weights=table.counts[:, rare].sum(1))
+    if share >= _RARE_SHARE or by_prompt.sum() ** 2 / (by_prompt**2).sum() >= _FEW_RARE_PROMPTS:
+        return estimate
+    positive = _agreement_on(table, np.flatnonzero(rare))
+    if positive.low is None or positive.high is None:
+        return estimate
+    low, high = ((end - share) / (1 - share) for end in (positive.low, positive.high))
+    return replace(estimate, low=min(estimate.low, low), high=max(estimate.high, high))
 
 
 def gwet_ac1(
@@ -125,17 +147,22 @@ def positive_agreement(
     table = _count_answers(units, [bool(value) for value in values], clusters, labelers)
     if True not in table.answers:
         return NO_ESTIMATE
-    index = table.answers.index(True)
+    return _agreement_on(table, np.array([table.answers.index(True)]))
+
+
+def _agreement_on(table: _AnswerTable, answers: IntArray) -> Estimate:
+    """Compute the probability that a second labeler repeats one of these answers; positions (A,) in the table."""
 
     def parts(counts: FloatArray) -> FloatArray:
-        yes, other_count = counts[:, index], counts.sum(1) - 1
-        return np.stack([yes * (yes - 1) / np.maximum(other_count, 1), yes * (other_count > 0)], axis=1)
+        chosen, other_count = counts[:, answers], counts.sum(1) - 1
+        pairs = (chosen * (chosen - 1)).sum(1) / np.maximum(other_count, 1)
+        return np.stack([pairs, chosen.sum(1) * (other_count > 0)], axis=1)
 
     def positive(sums: FloatArray) -> FloatArray:
         yes = sums[..., 1]
         return np.asarray(np.divide(sums[..., 0], yes, out=np.full(yes.shape, np.nan), where=yes > 1e-9))
 
-    return table.estimate(parts, positive, SHARE, weight=lambda counts: counts[:, index])
+    return table.estimate(parts, positive, SHARE, weight=lambda counts: counts[:, answers].sum(1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,8 @@ from instructgpt.statistics.arrays import (
     unique_with_counts,
 )
 from instructgpt.statistics.clustered import (
+    TAIL_PROBABILITY,
+    Z_95,
     Caution,
     CellDeletions,
     Deletions,
@@ -35,10 +37,9 @@ from instructgpt.statistics.clustered import (
     ratio_deletions,
     ratio_uncertainty,
     residuals,
+    t_quantile,
 )
 
-TAIL_PROBABILITY = 0.025
-_Z_95 = float(special.ndtri(1 - TAIL_PROBABILITY))
 _ZERO = 1e-9
 """Deviations below this part of the range are rounding errors."""
 Bounds = tuple[float, float]
@@ -162,9 +163,9 @@ def wilson_interval(successes: float, n: int) -> Estimate:
         raise ValueError(f"{successes} successes in {n} trials")
     if n == 0:
         return NO_ESTIMATE
-    share, z2 = successes / n, _Z_95**2
+    share, z2 = successes / n, Z_95**2
     center = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half_width = _Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2))
+    half_width = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2))
     return Estimate(share, max(0.0, center - half_width), min(1.0, center + half_width), n)
 
 
@@ -251,10 +252,6 @@ def jackknife(
 
 def _sum_rows(rows: FloatArray, cluster: IntArray) -> FloatArray:
     return np.stack([np.bincount(cluster, weights=column) for column in rows.T], axis=1)
-
-
-def t_quantile(degrees_of_freedom: float) -> float:
-    return float(special.stdtrit(degrees_of_freedom, 1 - TAIL_PROBABILITY)) if degrees_of_freedom < 1e6 else _Z_95
 
 
 def never_seen_mass(clusters: float) -> float:
