@@ -218,6 +218,29 @@ def test_csv_tables_name_labelers_by_pseudonym(site):
     assert client.get("/quality/nothing.csv").status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("names", "mark", "note"),
+    [("ada ben", "two labelers", "that of agreement is about these two"), ("ada ben cy", "", "")],
+)
+def test_pages_and_programs_say_what_intervals_rest_on(site, names, mark, note):
+    crowd, rng = people(site, *names.split()), Random(3)
+    filled = fill(site, tasks=12)
+    for task in range(12):
+        for person in crowd:
+            filled.rank(task, person, rng.sample(range(1, 4), 3), labels=[{"opinion": rng.random() < 0.5}] * 3)
+    filled.save()
+    client = client_of(site, add_person(site, "olga", role="owner"))
+    page = client.get("/quality").text
+    assert (f'title="The interval says little about other labelers; {note}.">two labelers</abbr>' in page) == bool(mark)
+    assert (f"<strong>two labelers</strong>: The interval says little about other labelers; {note}." in page) == bool(
+        mark
+    )
+    for name, column in (("agreement", "rule"), ("labels", "question")):
+        rows = list(csv.DictReader(io.StringIO(client.get(f"/quality/{name}.csv").text)))
+        chosen = [row for row in rows if row[column] in ("decided", "opinion") and row.get("group", "all") == "all"]
+        assert [row["caution"] for row in chosen] == [mark]
+
+
 def test_labelers_cannot_open_team_pages(site):
     (ada,) = people(site, "ada")
     client = client_of(site, ada)

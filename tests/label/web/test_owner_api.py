@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from support.exchange import fill
 from support.site import add_person, client_of
 
+from instructgpt.label.analysis import quality
 from instructgpt.label.auth.tokens import issue_api_key
 from instructgpt.label.context import Settings, Site
 from instructgpt.label.db.audit_log import verify_chain
@@ -236,6 +237,8 @@ def test_win_rates_are_hidden_while_blind(site):
     client = program(site)
     found = client.get("/stats/agreement").json()["all"]
     assert found["alike"] + found["opposite"] + found["one_tied"] + found["both_tied"] > 0
+    with site.database.read() as db:
+        assert found["decided"]["caution"] == quality.compute_quality(db, None).overall.decided.caution != ""
     evaluation = next(batch for batch in client.get("/batches").json() if batch["name"] == "measured")
     rows = client.get(f"/stats/win-rates/{evaluation['id']}").json()
     assert {row["model"] for row in rows} >= {"sft", "ppo"}

@@ -272,4 +272,5 @@ def _format_percent(estimate: Estimate) -> str:
     value = f"{100 * estimate.value:.1f} %"
     if estimate.low is None or estimate.high is None:
         return value
-    return f"{value} ({100 * estimate.low:.1f}–{100 * estimate.high:.1f})"
+    interval = f"{100 * estimate.low:.1f}–{100 * estimate.high:.1f}"
+    return f"{value} ({interval}; {estimate.caution})" if estimate.caution else f"{value} ({interval})"

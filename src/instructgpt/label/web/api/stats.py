@@ -17,12 +17,17 @@ router = APIRouter(prefix="/api/v1/stats", tags=["service"])
 
 
 class EstimateOut(BaseModel):
-    """An estimate with its 95 % interval; null where nothing was measured."""
+    """An estimate with its 95 % interval; null where nothing was measured.
+
+    `caution` says what the interval cannot speak about: "single labeler", "two labelers", "single prompt" or a dominant
+    one; else it is empty.
+    """
 
     value: float | None
     low: float | None
     high: float | None
     n: int
+    caution: str
 
 
 class AgreementOut(BaseModel):
@@ -63,7 +68,9 @@ def _to_agreement_out(report: Any) -> AgreementOut:
 
 
 def _to_estimate_out(estimate: Any) -> EstimateOut:
-    return EstimateOut(value=estimate.value, low=estimate.low, high=estimate.high, n=estimate.n)
+    return EstimateOut(
+        value=estimate.value, low=estimate.low, high=estimate.high, n=estimate.n, caution=estimate.caution
+    )
 
 
 @router.get("/win-rates/{key}")

@@ -125,8 +125,8 @@ def _agreement_table(report: QualityReport) -> _CsvTable:
         counts = [agreement.concordant, agreement.discordant, agreement.one_tied, agreement.both_tied]
         for rule in _AGREEMENT_RULES:
             estimate = getattr(agreement, rule)
-            rows.append([group, rule, *_interval_cells(estimate), estimate.n, *counts])
-    return ["group", "rule", "value", "low", "high", "n", "alike", "opposite", "one_tied", "both_tied"], rows
+            rows.append([group, rule, *_interval_cells(estimate), estimate.n, *counts, estimate.caution])
+    return ["group", "rule", "value", "low", "high", "n", "alike", "opposite", "one_tied", "both_tied", "caution"], rows
 
 
 def _interval_cells(estimate: Estimate | None) -> list[float | None]:
@@ -162,8 +162,8 @@ def _label_table(report: QualityReport) -> _CsvTable:
     rows: list[list[object]] = []
     for label in report.categories:
         extra = [estimate.value if estimate else None for estimate in (label.ac1, label.positive)]
-        rows.append([label.name, label.answers, label.yes, *_interval_cells(label.alpha), *extra])
-    return ["question", "answers", "yes", "alpha", "low", "high", "ac1", "positive_agreement"], rows
+        rows.append([label.name, label.answers, label.yes, *_interval_cells(label.alpha), *extra, label.alpha.caution])
+    return ["question", "answers", "yes", "alpha", "low", "high", "ac1", "positive_agreement", "caution"], rows
 
 
 def _disagreement_table(report: QualityReport) -> _CsvTable:
