@@ -40,7 +40,7 @@ def shortest_prefix_with(render, tokens, stop):
 @pytest.mark.parametrize("slots", [2, 100])
 @pytest.mark.parametrize("cached", [True, False])
 def test_rows_end_at_the_token_that_completes_a_stop_string(policy, monkeypatch, every, slots, cached):
-    model, render = policy
+    _, render = policy
     free = sample(policy)
     texts = [completion.text for completion in free if len(completion.text) > 12]
     stop = (texts[0][4:7], texts[1][6:8], texts[2][9], "☃ never")  # some span tokens

@@ -136,5 +136,5 @@ def continue_text(
         keys=default_stream_keys(len(texts), per_text),
     )
     strings = stop_strings.strings if stop_strings else ()
-    texts = [cut_at_stop(tokenizer.decode(sample.tokens), strings) for sample in samples]
-    return [(text, stopped or x.finished) for (text, stopped), x in zip(texts, samples, strict=True)]
+    continuations = [cut_at_stop(tokenizer.decode(sample.tokens), strings) for sample in samples]
+    return [(text, stopped or x.finished) for (text, stopped), x in zip(continuations, samples, strict=True)]

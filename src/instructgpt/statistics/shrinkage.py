@@ -6,7 +6,8 @@ import numpy as np
 from scipy import special
 
 from instructgpt.statistics.arrays import FloatArray
-from instructgpt.statistics.intervals import TAIL_PROBABILITY, Estimate
+from instructgpt.statistics.clustered import TAIL_PROBABILITY
+from instructgpt.statistics.intervals import Estimate
 
 _WEIGHT_GRID_SIZE, _MEAN_GRID_SIZE = 16, 7
 """Grid of the two prior parameters."""
