@@ -172,9 +172,9 @@ def combine_deletions(
     effective = max(prompts.effective_clusters, labelers.effective_clusters)
     variance, degrees_of_freedom = by_prompt + by_labeler, min(freedom, default=max(effective - 1, 1.0))
     if couples and labeler_count >= 3 and labelers.effective_clusters <= _FEW_LABELERS + 1e-9:
-        alone = labelers.variance, labelers.degrees_of_freedom
+        by_labelers_only = labelers.variance, labelers.degrees_of_freedom
         variance, degrees_of_freedom = max(
-            (variance, degrees_of_freedom), alone, key=lambda each: each[0] * t_quantile(each[1]) ** 2
+            (variance, degrees_of_freedom), by_labelers_only, key=lambda each: each[0] * t_quantile(each[1]) ** 2
         )
     return Uncertainty(
         variance,
