@@ -14,7 +14,7 @@ from instructgpt.models.policy import load_policy
 from instructgpt.records import Completion, Prompt, read_records
 from instructgpt.sampling import decoder, engine
 from instructgpt.sampling.completions import continue_text, generate, retokenize_for
-from instructgpt.sampling.stop_strings import StopMatcher, StopStrings, TextStream, cut_at_stop
+from instructgpt.sampling.stop_strings import IncrementalDetokenizer, StopMatcher, StopStrings, cut_at_stop
 
 PROMPTS = [Prompt(prompt=text) for text in ("Name a frog.", "a b", "서울", "the cat sat on", "x")]
 
@@ -107,10 +107,10 @@ def test_stream_of_text_equals_decoding_everything(policy):
         tokens = render.encode_text("".join(rng.choice(alphabet) for _ in range(rng.randint(1, 12))))
         if rng.random() < 0.5:
             del tokens[rng.randrange(len(tokens))]
-        stream = TextStream(render.decode)
+        stream = IncrementalDetokenizer(render.decode)
         parts = [stream.push(token) for token in tokens]
         assert "".join(parts) + stream.flush() == render.decode(tokens)
-    stream = TextStream(render.decode)
+    stream = IncrementalDetokenizer(render.decode)
     parts = [stream.push(token) for token in render.encode_text("🙂🙂")]
     assert [part for part in parts if part] == ["🙂", "🙂"]
 

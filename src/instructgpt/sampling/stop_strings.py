@@ -31,7 +31,7 @@ def as_stop_strings(stop: str | Sequence[str], decode: DecodeTokens) -> StopStri
     return StopStrings(strings, decode) if strings else None
 
 
-class TextStream:
+class IncrementalDetokenizer:
     """Text of tokens that come one by one, as whole characters.
 
     Only the last tokens are decoded again, together with those before them, because a tokenizer may decode a token
@@ -73,7 +73,7 @@ class StopMatcher:
 
     def __init__(self, stop: StopStrings) -> None:
         self._stop = stop
-        self._stream = TextStream(stop.decode)
+        self._stream = IncrementalDetokenizer(stop.decode)
         self._overlap = max(map(len, stop.strings), default=1) - 1
         self._tail = ""
         """The last characters, one fewer than the longest stop string has."""
