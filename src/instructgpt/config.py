@@ -85,7 +85,9 @@ class SamplingOptions(CommandConfig):
 CUDA_GRAPHS_HELP = "on CUDA, capture sampling steps as graphs; --no-cuda-graphs runs them one kernel after the other"
 RANK_TIMEOUT_S = 600.0
 """How long ranks wait for one another by default."""
-TRAINING_ONLY_FIELDS = frozenset({"lora", "memory", "save_dtype", "checkpoints", "microbatch_tokens", "max_grad_norm"})
+TRAINING_ONLY_FIELDS = frozenset(
+    {"lora", "memory", "save_dtype", "checkpoints", "keep_state", "microbatch_tokens", "max_grad_norm"}
+)
 """Excluded by stages that train no model."""
 
 
@@ -93,6 +95,8 @@ class StageConfig(CommandConfig):
     """Options of every stage. Configs are in `configs.py` of each part, which imports no torch."""
 
     interrupt_message: ClassVar[str] = "interrupted; run the same command to resume from the last checkpoint"
+    length_option: ClassVar[str] = ""
+    """The option that says how long the stage trains. A run can be extended by a larger value."""
 
     out: Path = Field(description="output directory")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of all random numbers")
@@ -105,6 +109,7 @@ class StageConfig(CommandConfig):
         ge=0,
         description="minutes between checkpoints; default: 1, and more where writing takes over 5 % of the time",
     )
+    keep_state: bool = Field(True, description="keep the final checkpoint, so that a finished run can be extended")
     lora: int = Field(0, ge=0, description="rank of LoRA adapters; 0 trains all weights")
     save_dtype: Literal["base", "float32", "bfloat16"] = Field(
         "base", description="type of the saved weights; base: that of the base model's files"
@@ -119,6 +124,10 @@ class StageConfig(CommandConfig):
         "memory runs out",
     )
     max_grad_norm: float = Field(1.0, ge=0, description="norm to which gradients are clipped; 0: no clipping")
+
+    def extension_differences(self, before: int) -> Iterator[str]:  # noqa: ARG002
+        """Yield what differs from a run of this length from its start in one extended from the length `before`."""
+        yield "the learning rate follows the new length from here on, so the result is not that of one long run"
 
 
 _ConfigT = TypeVar("_ConfigT", bound=CommandConfig)

@@ -42,8 +42,9 @@ OPTION_GROUPS = {
     "integrations": "allow_networks smtp mail_from openid_issuer openid_client openid_name openid_domains",
     "workload": "prompt_tokens completion_tokens records",
     "hardware": "ranks matmul bandwidth link network capacity",
-    "memory and processes": "device memory lora save_dtype microbatch_tokens cuda_graphs processes patience",
-    "run": "run every once out seed resume checkpoints checkpoint_minutes track preset config shell",
+    "memory and processes": "device memory auto_bf16 lora save_dtype microbatch_tokens cuda_graphs processes patience",
+    "run": """run every once out seed resume checkpoints
+        checkpoint_minutes keep_state save_every save_limit track preset config shell""",
 }
 """Options by subject, in the order of the help. A name has the same subject in every command."""
 _OTHER_OPTIONS = "other options"

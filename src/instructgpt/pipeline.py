@@ -2,6 +2,7 @@
 
     instructgpt run --preset demo --out runs/demo                                            the embedded small world
     instructgpt run --config recipes/real-small.yaml --data FOLDER --out runs/real-small     your own files
+    instructgpt run --config recipes/chat-model.yaml --base MODEL --data FOLDER --out runs/chat   from a chat model
     instructgpt run --preset demo --rounds 3 --out runs/demo-3                               three rounds of the paper
 
 In the small world, simulated labelers write demonstrations and rank. With your own files, people have done so already.
@@ -95,7 +96,7 @@ def main(config: RunConfig) -> Path:
     else:
         check_input_files(config, stages)
         run.create()
-        rows = build_from_files(config, stages) if config.corpus else build_small_world(config, stages)
+        rows = build_from_files(config, stages) if config.has_files else build_small_world(config, stages)
         results_path = config.out / "results.json"
         earlier_rows = read_result_rows(results_path) if results_path.exists() else []  # added by `evaluate`
         rows = merge_result_rows(without_round_rows(earlier_rows), rows)
@@ -127,7 +128,8 @@ def build_from_files(config: RunConfig, stages: dict[str, Any]) -> list[ResultRo
     """Train every model on your own files, and measure what needs no ground truth."""
     if unused := [name for name in ("sft", "candidates", "exam") if name in config.stages]:
         console.print(f"[bold]run[/] ignoring sections of the small world: {', '.join(unused)}")
-    pretrain.main(stages["pretrain"])
+    if config.base is None:
+        pretrain.main(stages["pretrain"])
     sft.main(stages["start"])
     reward.main(stages["reward"])
     files = get_input_files(config)
@@ -141,10 +143,10 @@ def build_from_files(config: RunConfig, stages: dict[str, Any]) -> list[ResultRo
     if not stages["reward"].validation:
         rankings = [ranking for ranking in rankings if is_heldout(ranking.prompt)]
     rows = measure_reward_model(reward_model, rankings)
-    models = {"base": stages["pretrain"].out, "sft": stages["start"].out}
+    models = {"base": stages["start"].base, "sft": stages["start"].out}
     models |= {name: stages[name].out for name in policies}
     file = config.out / "evaluation" / "preference" / "rankings.jsonl"
-    settings = {"max_tokens": stages["ppo_ptx"].max_tokens, "seed": config.seed, "device": config.device}
+    settings = {"max_tokens": stages[policies[-1]].max_tokens, "seed": config.seed, "device": config.device}
     return rows + compare_models_with_reward_model(reward_model, models, prompts, file, **settings)
 
 
@@ -369,17 +371,20 @@ def check_input_files(config: RunConfig, stages: dict[str, Any]) -> None:
     Raises:
         InputError: a file is missing, or a line is bad and its stage has no --skip-bad.
     """
-    if not config.corpus:
+    if not config.has_files:
         return
     files = get_input_files(config)
     readers: dict[str, tuple[type[Record], str]] = {
         "corpus": (Document, "pretrain"),
         "demonstrations": (Demonstration, "start"),
         "rankings": (Ranking, "reward"),
-        "prompts": (Prompt, "ppo_ptx"),
+        "prompts": (Prompt, "ppo_ptx" if "ppo_ptx" in stages else "ppo"),
     }
+    # the template of a model from outside may refuse a conversation
+    check: Callable[[Any], None] | None = load_tokenizer(config.base).check_prompt if config.base is not None else None
     for name, (record_class, stage) in readers.items():
-        read_all_records(record_class, files[name], SkippedLines(getattr(stages[stage], "skip_bad", False)))
+        skipped = SkippedLines(getattr(stages.get(stage), "skip_bad", False))
+        read_all_records(record_class, files[name], skipped, None if record_class is Document else check)
 
 
 def measure_reward_model(reward_model: ScalarModel, rankings: Sequence[Ranking]) -> list[ResultRow]:
@@ -389,7 +394,7 @@ def measure_reward_model(reward_model: ScalarModel, rankings: Sequence[Ranking])
 
 def compare_models_with_reward_model(
     reward_model: ScalarModel,
-    models: Mapping[str, Path],
+    models: Mapping[str, Path | str],
     prompts: Sequence[Prompt],
     out: Path,
     *,
@@ -418,7 +423,7 @@ def compare_models_with_reward_model(
         scores[name] = reward_model.score(retokenize_for(reward_model.tokenizer, model.tokenizer, completions)).tolist()
     rankings = [
         Ranking(
-            prompt=prompt.prompt,
+            **prompt.prompt_columns(),
             completions=tuple(texts[name][index] for name in models),
             ranks=ranks_by_score([scores[name][index] for name in models]),
             labeler=_REWARD_MODEL_JUDGE,

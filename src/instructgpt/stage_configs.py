@@ -76,18 +76,21 @@ def build_stage_configs(config: RunConfig) -> dict[str, Any]:
     base, start = config.out / "base", config.out / "start"
     files = get_input_files(config)
     processes = {"processes": config.processes}
-    corpus, demonstrations = {"corpus": files["corpus"]}, {"data": files["demonstrations"]}
-    start_settings = {"base": str(base), "pretraining": files["corpus"]} | demonstrations
+    demonstrations = {"data": files["demonstrations"]}
+    start_settings = {"base": config.base or str(base), "pretraining": files["corpus"]} | demonstrations
     stages: dict[str, Any] = {
         "exam": make_config(ExamConfig, config.stages.get("exam", {}), source="section exam"),
-        "pretrain": build_section(config, PretrainConfig, "pretrain", base, corpus | processes),
         "start": build_section(
-            config, SFTConfig, "start", start, start_settings | (processes if config.corpus else {})
+            config, SFTConfig, "start", start, start_settings | (processes if config.has_files else {})
         ),
     }
-    if config.corpus:
+    if config.base is None:
+        text = {"corpus": files["corpus"]}
+        stages["pretrain"] = build_section(config, PretrainConfig, "pretrain", base, text | processes)
+    if config.has_files:
         stages["reward"] = build_reward_stage(config, config.out, start, files["rankings"])
-        names = [name for name in POLICIES if name == BEST_POLICY or name in config.stages]
+        best = BEST_POLICY if config.corpus else "ppo"
+        names = [name for name in POLICIES if name == best or name in config.stages]
         return stages | {name: build_policy_stage(config, name, config.out, files["ppo"]) for name in names}
     stages["rounds"] = build_rounds(config)
     sft_settings = {"base": str(base), "reward": stages["rounds"][0].reward.out} | demonstrations
@@ -100,7 +103,16 @@ def build_section(
 ) -> Any:
     """Return the config of a stage: common options, `settings` of the pipeline, then those of the file's section."""
     common = {name: getattr(config, name) for name in ("seed", "device", "resume", "track")} | {"out": out}
+    if config.auto_bf16 and "memory" not in config_class.excluded_fields and uses_gpu(config.device):
+        common["memory"] = ("bf16",)
     return make_config(config_class, common, settings, config.stages.get(section, {}), source=f"section {section}")
+
+
+def uses_gpu(device: str) -> bool:
+    """Return whether a value of --device means a GPU here."""
+    from instructgpt.models.policy import pick_device  # loads torch
+
+    return pick_device(device).type == "cuda"
 
 
 def build_reward_stage(config: RunConfig, folder: Path, base: Path, rankings: Sequence[Path]) -> RewardConfig:
@@ -270,7 +282,7 @@ def recorded_rounds(config: RunConfig) -> int | None:
 
 def get_input_files(config: RunConfig) -> dict[str, tuple[Path, ...]]:
     """Return the input files of the stages, which the small world may still have to write."""
-    if not config.corpus:
+    if not config.has_files:
         return {name: (file,) for name, file in get_world_files(config.out / "world").items()}
     names = ("corpus", "demonstrations", "rankings")
     files = {name: tuple(config.data / path for path in getattr(config, name)) for name in names}

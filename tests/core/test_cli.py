@@ -266,7 +266,7 @@ def test_wrong_command_line_is_one_line(argv, said, command):
         ([*SAMPLE, "--n", "2", "--temperature", "0"], "--n has no effect at --temperature 0"),
         ([*SAMPLE, "--seed", "2", "--temperature", "0"], "--seed has no effect at --temperature 0"),
         (["run", "--corpus", "c.txt"], "--corpus, --demonstrations and --rankings belong together"),
-        (["run", "--data", "folder"], "--data has no effect without --corpus"),
+        (["run", "--data", "folder"], "--data has no effect without --corpus or --base"),
     ],
 )
 def test_ineffective_option_is_refused(argv, said, command):

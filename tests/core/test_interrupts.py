@@ -37,7 +37,9 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def leftovers(folder: Path) -> list[str]:
-    return [str(path) for path in folder.rglob("*") if path.name.endswith(".part") or path.name == "checkpoints"]
+    """Return temporary files, and checkpoints other than the final state."""
+    checkpoints = sorted(folder.rglob("checkpoints/step-*"))
+    return [str(path) for path in [*folder.rglob("*.part"), *checkpoints[:-1]]]
 
 
 def steps_logged(folder: Path) -> list[int]:

@@ -35,7 +35,7 @@ def stop_at_step(steps, main, config, monkeypatch):
 def outcome(folder, rows_of):
     """Return a run's files and records without times."""
     timed = {"README.md", "run.json", "metrics.jsonl", "samples.jsonl", "log.jsonl"}
-    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in timed}
+    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file() and file.name not in timed}
     for name in ("metrics.jsonl", "samples.jsonl"):
         if (folder / name).exists():
             files[name] = [
@@ -116,12 +116,13 @@ def test_leftovers_of_killed_process_are_removed(stage, monkeypatch):
     stop_at_step(3, main, config, monkeypatch)
     (config.out / ".run.json.1.part").write_text("{")
     main(config)
-    whole = {file.name for file in config.out.iterdir()}
-    assert not [name for name in whole if name.endswith(".part")]
-    (config.out / "checkpoints" / "step-00000009").mkdir(parents=True)  # killed after it finished, before the cleanup
+    whole = set(config.out.rglob("*"))
+    assert not [path for path in whole if path.name.endswith(".part")]
+    (config.out / "checkpoints" / "step-00000008").mkdir()  # killed after it finished, before the cleanup
+    (config.out / "checkpoints" / "half.part").mkdir()
     (config.out / ".metrics.jsonl.1.part").write_text("{")
     main(config)
-    assert {file.name for file in config.out.iterdir()} == whole
+    assert set(config.out.rglob("*")) == whole
 
 
 def test_partial_checkpoint_is_ignored(stage, monkeypatch):

@@ -81,10 +81,8 @@ class PromptTokenizer:
         return "; ".join(parts)
 
     def check_prompt(self, record: PromptFields) -> None:
-        """Raise InputError if the template refuses the record's conversation."""
-        bare_prompt = record.bare_prompt
-        if bare_prompt.messages is not None:
-            chat_template.render_messages(self.hf_tokenizer, bare_prompt.messages)
+        """Raise InputError if the template refuses the record's conversation, or its only turn."""
+        chat_template.render_messages(self.hf_tokenizer, record.bare_prompt.conversation)
 
     def encode_prompt(self, prompt: PromptFields | str) -> list[int]:
         """Encode a prompt ready for an answer, with exactly one beginning-of-text if the tokenizer uses one.

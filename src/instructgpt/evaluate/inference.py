@@ -30,7 +30,11 @@ class EvaluatedModel:
 
     @classmethod
     def load(
-        cls, name: str, folder: Path, device: torch.device, add_few_shot_prefix: Callable[[str], str] | None = None
+        cls,
+        name: str,
+        folder: Path | str,
+        device: torch.device,
+        add_few_shot_prefix: Callable[[str], str] | None = None,
     ) -> EvaluatedModel:
         return cls(name, *load_policy(folder, device), add_few_shot_prefix)
 

@@ -24,11 +24,18 @@ class RunConfig(StageConfig):
     excluded_fields: ClassVar[frozenset[str]] = TRAINING_ONLY_FIELDS
 
     out: Path = Field(Path("runs/demo"), description="directory of all stage directories")
+    base: str | None = Field(
+        None,
+        description="model to start at, instead of pretraining one: a directory or a hub name; --corpus is optional",
+    )
+    auto_bf16: bool = Field(False, description="compute in bf16 (--memory bf16) on a GPU, and in float32 on a CPU")
     data: Path = Field(Path(), description="folder of the files that a configuration file names")
     corpus: tuple[Path, ...] = Field((), description="pretraining text; without it, the small world writes its own")
-    demonstrations: tuple[Path, ...] = Field((), description="demonstrations, with --corpus")
-    rankings: tuple[Path, ...] = Field((), description="rankings, with --corpus")
-    prompts: tuple[Path, ...] = Field((), description="prompts for PPO, with --corpus (else the demonstrations')")
+    demonstrations: tuple[Path, ...] = Field((), description="demonstrations, with --corpus or --base")
+    rankings: tuple[Path, ...] = Field((), description="rankings, with --corpus or --base")
+    prompts: tuple[Path, ...] = Field(
+        (), description="prompts for PPO, with --corpus or --base (else the demonstrations')"
+    )
     words: int = Field(3_000_000, ge=1000, description="words of the small world's corpus")
     demonstration_prompts: int = Field(400, ge=10, description="prompts of the small world that labelers demonstrate")
     ranking_prompts: int = Field(3000, ge=10, description="prompts of the small world whose completions labelers rank")
@@ -54,20 +61,30 @@ class RunConfig(StageConfig):
     processes: int = Field(2, ge=1, description="processes to run in parallel (CPU)")
     stages: dict[str, dict[str, Any]] = Field({}, description="options of each stage")
 
+    @property
+    def has_files(self) -> bool:
+        """Whether the run is made from people's files, not in the small world."""
+        return bool(self.corpus) or self.base is not None
+
     def ineffective_options(self) -> Iterator[str]:
+        start = "base" if self.base is not None else "corpus"
         for name in ("demonstrations", "rankings"):
-            if bool(self.corpus) != bool(getattr(self, name)):
-                missing = name if self.corpus else "corpus"
-                yield f"--corpus, --demonstrations and --rankings belong together; --{missing} is missing"
+            if self.has_files != bool(getattr(self, name)):
+                missing = name if self.has_files else "corpus (or --base)"
+                yield f"--{start}, --demonstrations and --rankings belong together; --{missing} is missing"
         for name in ("data", "prompts"):
-            if name in self.model_fields_set and not self.corpus:
-                yield f"--{name} has no effect without --corpus"
-        if self.through_site and self.corpus:
-            yield "--through-site has no effect with --corpus: people have already labeled"
+            if name in self.model_fields_set and not self.has_files:
+                yield f"--{name} has no effect without --corpus or --base"
+        if self.through_site and self.has_files:
+            yield f"--through-site has no effect with --{start}: people have already labeled"
+        if self.base is not None and "pretrain" in self.stages:
+            yield "section pretrain has no effect with --base, which is where the run starts"
+        if self.has_files and not self.corpus and "ppo_ptx" in self.stages:
+            yield "section ppo_ptx needs pretraining text; add --corpus, or name the section ppo"
         for name in ("rounds", "round_reward", "round_policy", "one_round_control"):
             flag = f"--{name.replace('_', '-')}"
-            if name in self.model_fields_set and self.corpus:
-                yield f"{flag} has no effect with --corpus: each round needs labelers who rank new completions"
+            if name in self.model_fields_set and self.has_files:
+                yield f"{flag} has no effect with --{start}: each round needs labelers who rank new completions"
             elif name in self.model_fields_set and name != "rounds" and self.rounds == 1:
                 yield f"{flag} has no effect without --rounds 2 or more"
         for name in self.stages.keys() - set(_STAGE_SECTIONS):

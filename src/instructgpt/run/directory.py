@@ -4,7 +4,8 @@
     metrics.jsonl    one line per logged step
     log.jsonl        one line per printed message, with its time
     samples.jsonl    completions sampled during training
-    checkpoints/     everything needed to resume; removed when the stage has finished
+    policies/        models saved during training, with --save-every
+    checkpoints/     everything needed to resume; when the stage has finished, the last one, to extend the run
 
 "finished" is set last, so that a killed run never counts as complete. Nothing is written before the stage has read all
 its input, so that a wrong command leaves no directory behind.
@@ -46,7 +47,8 @@ _PRINT_INTERVAL_S = 10.0
 _RECORDED_PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 _RESUMABLE_OPTIONS = (
     frozenset({"out", "device", "resume", "processes", "patience", "track", "checkpoints"})
-    | frozenset({"checkpoint_minutes", "cuda_graphs", "rounds", "one_round_control"})
+    | frozenset({"checkpoint_minutes", "keep_state", "save_every", "save_limit", "cuda_graphs"})
+    | frozenset({"rounds", "one_round_control"})
     | frozenset({"microbatch_tokens", "validation_interval"})
     | frozenset({"kl_alarm", "min_entropy", "parity_tolerance", "parity_rms_tolerance"})
 )
@@ -71,7 +73,8 @@ class RunDirectory:
         self.logged_to_console = self._is_last_step = False
         self._previous_seconds = 0.0
         self.start_date = date.today()
-        self._is_created = False
+        self._is_created = self._is_extension = self._extends_finished_run = False
+        self._first_step = 0  # of this process
         self._pending_log: list[dict[str, Any]] = []  # messages before the directory exists
         self._trackers: dict[str, Tracker] = {}
 
@@ -101,7 +104,7 @@ class RunDirectory:
             run.start_date = date.fromisoformat(record["started"])
         if run.is_main_process and run.is_finished:  # possibly killed between "finished" and the clean-up
             run._remove_partial_files()
-            shutil.rmtree(run._checkpoints_folder, ignore_errors=True)
+            run._prune_final_checkpoints()
         elif run.is_main_process:
             acquire_directory_lock(config.out)
         return run
@@ -132,14 +135,18 @@ class RunDirectory:
 
     def _remove_partial_files(self) -> None:
         """Remove temporary files of a killed process."""
-        for partial_file in self.directory.rglob(".*.part"):
+        for partial_file in list(self.directory.rglob(".*.part")):
             if partial_file.is_file():
                 partial_file.unlink(missing_ok=True)
+            else:
+                shutil.rmtree(partial_file, ignore_errors=True)
 
     @property
     def is_finished(self) -> bool:
         """Whether the stage is complete and has nothing to do."""
-        return self.config.resume and bool((read_run_record(self.directory) or {}).get("finished"))
+        if self._is_extension or not self.config.resume:
+            return False
+        return bool((read_run_record(self.directory) or {}).get("finished"))
 
     def _settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = json.loads(self.config.model_dump_json())
@@ -171,10 +178,33 @@ class RunDirectory:
                 raise InputError(f"{self.directory}: {change}; restart with --no-resume")
         before, now = _flatten_settings(self._normalize(record["config"])), _flatten_settings(self._settings())
         now = {flag: _replace_paths(value, moved) for flag, value in now.items()}
+        if "extended_from" in record:
+            self.summary["extended_from"] = record["extended_from"]
         for flag in sorted(before.keys() | now.keys()):
             if before.get(flag) != now.get(flag):
+                if flag == f"--{self.config.length_option}" and now[flag] > before[flag]:
+                    self._extend(before[flag], now[flag], record)
+                    continue
                 change = f"{flag} was {before.get(flag)} when the run started and is {now.get(flag)} now"
                 raise InputError(f"{self.directory}: {change}; choose another --out, or restart with --no-resume")
+
+    def _extend(self, before: int, now: int, record: Mapping[str, Any]) -> None:
+        """Let a run that has ended, or has not, go on to a larger number of steps, and say where its result differs.
+
+        Raises:
+            InputError: it has ended, and its final state was not kept.
+        """
+        option = self.config.length_option
+        if record["finished"] and not any(self._checkpoints_folder.glob("step-*")):
+            raise InputError(
+                f"{self.directory}: the run has finished with --{option} {before}, and its final state was not kept "
+                "(--no-keep-state, or an earlier version); choose another --out, or restart with --no-resume"
+            )
+        self._is_extension, self._extends_finished_run = True, bool(record["finished"])
+        self.summary["extended_from"] = [*record.get("extended_from", []), before]
+        differences = "; ".join(self.config.extension_differences(before))
+        identical = f"the result is that of a run with --{option} {now} from its start"
+        self.info(f"goes on from --{option} {before} to {now}; {differences or identical}")
 
     def _find_recorded_parent(
         self, name: str, parent: Mapping[str, str], recorded: Mapping[str, dict[str, str]]
@@ -206,6 +236,11 @@ class RunDirectory:
     def _elapsed_seconds(self) -> float:
         """Return the run's seconds, those before a resume included."""
         return self._previous_seconds + time.monotonic() - self.start_time
+
+    def update_record(self) -> None:
+        """Write run.json with what `summary` holds by now."""
+        if self.is_main_process:
+            self._write_record(finished=False)
 
     def _write_record(self, *, finished: bool) -> None:
         record = self._build_record(finished=finished)
@@ -239,7 +274,7 @@ class RunDirectory:
             self._last_print_time = time.monotonic()
             self._write_record(finished=False)
             numbers = "  ".join(f"{name} {metrics[name]:.4g}" for name in show if name in metrics)
-            remaining_s = (time.monotonic() - self.start_time) / max(1, step) * (steps - step)
+            remaining_s = (time.monotonic() - self.start_time) / max(1, step - self._first_step) * (steps - step)
             text = f"{step}/{steps}  {numbers}  [dim]{remaining_s:.0f} s left[/]"
             self.info(text, step=step, steps=steps, left=round(remaining_s))
 
@@ -268,6 +303,7 @@ class RunDirectory:
 
         request = get_stop_request()
         interval_s = time.monotonic() - self._last_checkpoint_time
+        force = force or (self._is_last_step and self.config.keep_state)
         is_due = self.is_main_process and (force or interval_s >= self._checkpoint_interval_s())
         # Clocks and signals differ between ranks; the decision must not, or ranks would wait for each other forever.
         due, stop_requested = any_rank(is_due, request.requested_at is not None)
@@ -301,6 +337,16 @@ class RunDirectory:
             if folder not in retained:
                 shutil.rmtree(folder)
 
+    def _prune_final_checkpoints(self) -> None:
+        """Remove the checkpoints of a finished run: all, or all but the final state."""
+        folders = sorted(self._checkpoints_folder.glob("*"))
+        final = [folder for folder in folders if folder.name.startswith("step-")][-1:]
+        for folder in folders:
+            if folder not in final or not self.config.keep_state:
+                shutil.rmtree(folder, ignore_errors=True)
+        if not final or not self.config.keep_state:
+            shutil.rmtree(self._checkpoints_folder, ignore_errors=True)
+
     def restore(self) -> dict[str, Any] | None:
         """Create the directory and return the state of the latest valid checkpoint, or None. All ranks call this.
 
@@ -326,11 +372,15 @@ class RunDirectory:
                 f"[yellow]no checkpoint was written before the run stopped after step {rows[-1]['step']}; "
                 "starting again from step 0[/]"
             )
+        if self._extends_finished_run and state is None:
+            raise InputError(f"{self.directory}: its final state is corrupt; choose another --out")
         for file in ("metrics.jsonl", "samples.jsonl") if self.is_main_process else ():
             _truncate_after_step(self.directory / file, step)
         if state:
-            self._previous_seconds = state["spent"]
+            self._previous_seconds, self._first_step = state["spent"], step
             self.info(f"resuming after step {step}")
+        if self._is_extension and self.is_main_process:
+            self._write_record(finished=False)
         for tracker in self.config.track if self.is_main_process else ():
             self._trackers[tracker] = open_tracker(tracker, self.directory, self._settings(), step)
         get_stop_request().deferred = True
@@ -350,7 +400,7 @@ class RunDirectory:
         return None
 
     def finish(self, save: Callable[[Path], None], **summary: Any) -> Path:
-        """Save the result with `save(folder)`, mark the run as finished, and remove its checkpoints. Return `--out`."""
+        """Save the result with `save(folder)`, mark the run as finished, and prune its checkpoints. Return `--out`."""
         if not self.is_main_process:
             return self.directory
         partial_folder = self.directory / ".part"
@@ -361,18 +411,32 @@ class RunDirectory:
             try:
                 save(partial_folder)
                 if (partial_folder / "config.json").exists():  # a model
-                    card = format_model_card(self._build_record(finished=True))
-                    (partial_folder / "README.md").write_text(card, encoding="utf-8")
+                    self._write_card(partial_folder)
                 _replace_all(partial_folder, self.directory)
             finally:
                 shutil.rmtree(partial_folder, ignore_errors=True)
         self._write_record(finished=True)
         for name in list(self._trackers):
             self._notify_tracker(name, lambda tracker: tracker.close())
-        shutil.rmtree(self._checkpoints_folder, ignore_errors=True)
+        self._prune_final_checkpoints()
         release_directory_lock(self.directory)
         self.info(f"[green]done[/] in {self._elapsed_seconds():.0f} s: {self.directory}")
         return self.directory
+
+    def save_model(self, folder: Path, save: Callable[[Path], None], **facts: Any) -> None:
+        """Save a model of this run with `save(folder)`, complete or not at all, with a card. Rank 0 calls it."""
+        partial_folder = folder.with_name(f".{folder.name}.part")
+        with translate_write_errors(self.directory):
+            for old_folder in (partial_folder, folder):
+                shutil.rmtree(old_folder, ignore_errors=True)
+            partial_folder.mkdir(parents=True)
+            save(partial_folder)
+            self._write_card(partial_folder, **facts)
+            partial_folder.replace(folder)
+
+    def _write_card(self, folder: Path, **facts: Any) -> None:
+        card = format_model_card(self._build_record(finished=True) | facts)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _replace_all(source: Path, directory: Path) -> None:

@@ -22,6 +22,7 @@ class PretrainConfig(StageConfig):
     """Pretraining from scratch."""
 
     stage: ClassVar[str] = "pretrain"
+    length_option: ClassVar[str] = "tokens"
     excluded_fields: ClassVar[frozenset[str]] = frozenset({"lora"})
 
     corpus: tuple[Path, ...] = Field(description="text: JSON lines with 'text', or plain .txt (optionally .gz)")
@@ -61,10 +62,19 @@ class PretrainConfig(StageConfig):
         return max(1, self.tokens // (self.batch * self.window))
 
 
+def _ineffective_saving(config: SFTConfig | PPOConfig, total: int, name: str) -> Iterator[str]:
+    """Yield what has no effect among --save-every and --save-limit in a run of `total` units."""
+    if config.save_limit and not config.save_every:
+        yield "--save-limit has no effect without --save-every"
+    if config.save_every > total > 0:
+        yield f"--save-every {config.save_every} has no effect: it is more than {name} {total}"
+
+
 class SFTConfig(StageConfig):
     """Supervised fine-tuning. Defaults are the paper's for 1.3B and 6B."""
 
     stage: ClassVar[str] = "sft"
+    length_option: ClassVar[str] = "epochs"
 
     base: str = Field(description="model to fine-tune: a directory or a hub name")
     data: tuple[Path, ...] = Field(description="demonstrations")
@@ -74,6 +84,8 @@ class SFTConfig(StageConfig):
     reward: Path | None = Field(None, description="reward model that selects the epoch (C.1); default: validation loss")
     epochs: int = Field(16, ge=1, description="passes over the demonstrations")
     keep: Literal["best", "last"] = Field("best", description="saved epoch: the best on validation data, or the last")
+    save_every: int = Field(0, ge=0, description="epochs between models saved while it trains; 0: none")
+    save_limit: int = Field(0, ge=0, description="models of --save-every to keep, the latest ones; 0: all")
     batch: int = Field(32, ge=1, description="demonstrations per optimizer step")
     lr: float = Field(9.65e-6, gt=0, description="peak learning rate; cosine to a tenth, no warm-up")
     learn: Literal["all", "last"] = Field(
@@ -92,12 +104,14 @@ class SFTConfig(StageConfig):
                 yield f"--{name.replace('_', '-')} has no effect without --{required}"
         if self.pretraining and self.mix == 0:
             yield "--pretraining has no effect with --mix 0"
+        yield from _ineffective_saving(self, self.epochs, "--epochs")
 
 
 class RewardConfig(StageConfig):
     """Reward-model training. Defaults are the paper's."""
 
     stage: ClassVar[str] = "reward"
+    length_option: ClassVar[str] = "epochs"
 
     base: str = Field(description="initial trunk: an SFT model (any causal model), or a reward model with its head")
     data: tuple[Path, ...] = Field(description="rankings; those of held-out labelers only validate")
@@ -123,6 +137,7 @@ class DPOConfig(StageConfig):
     """DPO. The size of a batch is the reward model's; beta, learning rate and warm-up are those of DPO's authors."""
 
     stage: ClassVar[str] = "dpo"
+    length_option: ClassVar[str] = "epochs"
 
     policy: str = Field(description="initial policy and frozen reference: an SFT model")
     data: tuple[Path, ...] = Field(description="rankings; those of held-out labelers only validate")
@@ -145,6 +160,7 @@ class PPOConfig(StageConfig):
     """PPO and PPO-ptx. Defaults are the paper's; what it leaves open is in docs/choices.md."""
 
     stage: ClassVar[str] = "ppo"
+    length_option: ClassVar[str] = "episodes"
 
     policy: str = Field(description="initial policy: an SFT model, best with --mix")
     reward: tuple[str, ...] = Field(
@@ -180,6 +196,8 @@ class PPOConfig(StageConfig):
         description="divide scores by their standard deviation so far; standardize: subtract their mean first",
     )
     score_clip: float = Field(0.0, ge=0, description="limit of a score's absolute value, after normalization; 0: none")
+    save_every: int = Field(0, ge=0, description="PPO steps between policies saved while it trains; 0: none")
+    save_limit: int = Field(0, ge=0, description="policies of --save-every to keep, the latest ones; 0: all")
     adam_eps: float = Field(1e-5, gt=0, description="epsilon of Adam (Huang et al. 2023, detail 20)")
     ema: float = Field(0.992, ge=0, lt=1, description="decay of the averaged weights that are saved; 0: last weights")
     ptx_coef: float = Field(27.8, ge=0, description="gamma of equation 2, with --pretraining")
@@ -220,11 +238,20 @@ class PPOConfig(StageConfig):
                 yield f"--{name.replace('_', '-')} has no effect without --pretraining"
         if self.pretraining and self.ptx_coef == 0:
             yield "--pretraining has no effect with --ptx-coef 0"
+        yield from _ineffective_saving(self, self.updates, "the number of PPO steps,")
         if self.batch % self.minibatch:
             yield f"--batch {self.batch} is not a multiple of --minibatch {self.minibatch}"
         if self.episodes % self.batch:
             nearest = self.updates * self.batch or self.batch
             yield f"--episodes {self.episodes} is not a multiple of --batch {self.batch}: {nearest} is"
+
+    def extension_differences(self, before: int) -> Iterator[str]:
+        """Yield what differs; the learning rate is constant after the warm-up."""
+        earlier = self.model_copy(update={"episodes": before})
+        if earlier.warmup != self.warmup:
+            yield f"its warm-up had {earlier.warmup} PPO steps, that of one long run has {self.warmup}"
+        if self.pretraining:
+            yield "pretraining text comes in another order than in one long run, unless all of it was in use"
 
     @property
     def updates(self) -> int:

@@ -10,7 +10,9 @@ the initial policy. The value model is a separate network that starts from the r
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,7 @@ from instructgpt.train.ppo_metrics import (
 from instructgpt.train.ppo_setup import center_rewards, load_data, load_models, run_inputs
 from instructgpt.train.ppo_validation import Measurement, measure_on_prompts
 from instructgpt.train.rollout import PPOModels, Rollout, collect_rollout, measure_logp_parity, token_values
+from instructgpt.train.saved_policies import SavedPolicies
 from instructgpt.train.startup import save_and_verify_policy, try_saving
 
 _MAX_LOGGED_SAMPLES = 128  # episodes per PPO step in samples.jsonl
@@ -93,11 +96,14 @@ def train(config: PPOConfig) -> None:
         full_policy = full_model_on_rank0(models.policy)
         try_saving(run, lambda folder: save_and_verify_policy(full_policy, models.tokenizer, folder))
 
+    first_update = state["step"] if state else 0
+    policies = SavedPolicies(run, config, models.policy, first_update, config.updates, "step")
+
     def get_state() -> dict[str, Any]:
         reward_state = models.reward.state_dict()
         return get_training_state(trainable, optimizers, alarms=alarms.state_dict(), reward=reward_state)
 
-    for update in range(state["step"] if state else 0, config.updates):
+    for update in range(first_update, config.updates):
         rows = stream_indices(update * config.batch, config.batch, len(data.prompts), config.seed)
         prompts, heldout = [data.prompts[row] for row in rows], Measurement()
         if data.heldout_prompts and update % config.validation_interval == 0:  # of the policy before the step
@@ -109,14 +115,12 @@ def train(config: PPOConfig) -> None:
         samples = build_sample_records(rollout, models.tokenizer, update + 1, config.kl_coef, _MAX_LOGGED_SAMPLES)
         run.log_samples(samples + heldout.samples)
         print_samples(run, samples)
+        save_average(policies, models, update + 1)
         stop_reason = report_alarms(run, alarms.check(metrics))
         run.save_checkpoint(update + 1, get_state, force=stop_reason is not None)
         if stop_reason is not None:
             raise RunError(stop_reason)
-    if data.corpus is not None:
-        seconds = {name: sums["seconds"] for name, sums in PHASE_TIMER.summary().items()}
-        share = seconds.get("pretraining text", 0) / max(1e-9, sum(seconds.values()))
-        run.info(f"pretraining text took {share:.0%} of the time")
+    report_ptx_time(run)
     summary: dict[str, Any] = {
         "episodes": config.updates * config.batch,
         "parameters": count_parameters(models.policy),
@@ -274,6 +278,33 @@ def update_ema(ema_model: Any, model: Any, decay: float) -> None:
     """Set each averaged parameter to decay * average + (1 - decay) * parameter (appendix C.4)."""
     for ema_parameter, parameter in zip(ema_model.parameters(), model.parameters(), strict=True):
         ema_parameter.lerp_(parameter, 1 - decay)
+
+
+def report_ptx_time(run: RunDirectory) -> None:
+    """Print the share of the time that pretraining text took, where there was any."""
+    seconds = {name: sums["seconds"] for name, sums in PHASE_TIMER.summary().items()}
+    if "pretraining text" in seconds:
+        share = seconds["pretraining text"] / max(1e-9, sum(seconds.values()))
+        run.info(f"pretraining text took {share:.0%} of the time")
+
+
+def save_average(policies: SavedPolicies, models: PPOModels, update: int) -> None:
+    """Save the policy with the averaged weights, as the run would at its end, if it is due. All ranks call it."""
+    if policies.is_due(update):
+        with averaged_weights(models):
+            policies.save(models.policy, models.tokenizer, update)
+
+
+@contextmanager
+def averaged_weights(models: PPOModels) -> Iterator[None]:
+    """Put the averaged weights into the policy, and the latest ones back afterwards. All ranks call it."""
+    trainable = get_trainable_module(models.policy)
+    latest = copy.deepcopy(trainable.state_dict())
+    use_ema_weights(models)
+    try:
+        yield
+    finally:
+        trainable.load_state_dict(latest)
 
 
 def use_ema_weights(models: PPOModels) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,24 +168,30 @@ def load_data(config: PPOConfig, models: PPOModels, run: RunDirectory) -> PPODat
     A prompt of --validation never trains. Every reward function is called once.
     """
     skipped = SkippedLines(config.skip_bad)
-    tokenizers = [models.tokenizer, *(part.scorer.tokenizer for part in models.reward.models())]
 
-    def check(prompt: Prompt) -> None:
-        for tokenizer in tokenizers:
-            tokenizer.check_prompt(prompt)
+    def check(record: Prompt | Demonstration) -> None:
+        for part in models.reward.models():
+            part.scorer.tokenizer.check_prompt(record)
 
-    prompts = read_all_records(Prompt, config.prompts, skipped, check)
-    heldout = read_all_records(Prompt, config.validation, skipped, check)
-    demonstrations = read_all_records(Demonstration, config.demonstrations, skipped)
+    def read_prompts(paths: Sequence[Path]) -> tuple[int, list[Prompt]]:
+        """Return the number of prompts, and those that fit."""
+        lengths: list[int] = []
+
+        def measure(prompt: Prompt) -> None:
+            check(prompt)
+            lengths.append(len(models.tokenizer.encode_prompt(prompt)))
+
+        read = read_all_records(Prompt, paths, skipped, measure)
+        return len(read), [prompt for prompt, n in zip(read, lengths, strict=True) if n <= max_prompt_tokens]
+
     max_prompt_tokens = get_max_prompt_tokens(config, models)
-    fitting, fitting_heldout = (
-        [prompt for prompt in group if len(models.tokenizer.encode_prompt(prompt)) <= max_prompt_tokens]
-        for group in (prompts, heldout)
-    )
+    num_prompts, fitting = read_prompts(config.prompts)
+    num_heldout, fitting_heldout = read_prompts(config.validation)
+    demonstrations = read_all_records(Demonstration, config.demonstrations, skipped, check)
     watched_prompts = {prompt.bare_prompt for prompt in fitting_heldout}
     training = [prompt for prompt in fitting if prompt.bare_prompt not in watched_prompts]
     left_out = {
-        "prompts too long": len(prompts) + len(heldout) - len(fitting) - len(fitting_heldout),
+        "prompts too long": num_prompts + num_heldout - len(fitting) - len(fitting_heldout),
         "bad lines": len(skipped.reasons),
     }
     if config.validation:
@@ -195,7 +202,7 @@ def load_data(config: PPOConfig, models: PPOModels, run: RunDirectory) -> PPODat
     for group, flag in ((fitting, "--prompts"), (fitting_heldout, "--validation" if config.validation else "")):
         if flag and not group:
             raise InputError(
-                f"{flag}: none of the {len(prompts if flag == '--prompts' else heldout)} prompts leaves room for "
+                f"{flag}: none of the {num_prompts if flag == '--prompts' else num_heldout} prompts leaves room for "
                 f"--max-tokens {config.max_tokens}: a prompt may have {max(0, max_prompt_tokens)} tokens here "
                 f"(--max-prompt-tokens {config.max_prompt_tokens}, and the models' contexts)"
             )

@@ -50,6 +50,7 @@ from instructgpt.train.optim import (
     optimizer_step,
     report_models,
 )
+from instructgpt.train.saved_policies import SavedPolicies
 from instructgpt.train.startup import announce_tokenizer, save_and_verify_policy, try_saving
 
 _MAX_VALIDATION_PROMPTS = 128  # sampled and scored after each epoch, with --reward
@@ -63,10 +64,7 @@ def main(config: SFTConfig) -> Path:
 
 def train(config: SFTConfig) -> None:
     """Run the stage in one rank."""
-    inputs = named_inputs(data=config.data, validation=config.validation, pretraining=config.pretraining)
-    run = RunDirectory.open(
-        config, {"base": config.base} | inputs | ({"reward": config.reward} if config.reward else {})
-    )
+    run = RunDirectory.open(config, sft_inputs(config))
     if run.is_finished:
         return
     device = get_stage_device(run)
@@ -93,8 +91,10 @@ def train(config: SFTConfig) -> None:
         full_model = full_model_on_rank0(model)
         try_saving(run, lambda folder: save_and_verify_policy(full_model, tokenizer, folder))
     best = BestCheckpoint(trainable, config.keep, state and state["best"])
+    first_step = state["step"] if state else 0
+    policies = SavedPolicies(run, config, model, first_step // epoch_steps, config.epochs, "epoch")
     loss_alarm = LossAlarm(model.get_input_embeddings().num_embeddings)
-    for step in range(state["step"] if state else 0, steps):
+    for step in range(first_step, steps):
         rows = step_indices(step, len(training), config.batch, config.seed)
         model.train()
         metrics = {"epoch": (step + 1) / epoch_steps}
@@ -107,6 +107,7 @@ def train(config: SFTConfig) -> None:
             metrics |= validate_policy(model, validation, prompts, reward, tokenizer, config)
             loss_alarm.check_validation(metrics["loss/validation"])
             best.update(metrics.get("validation/score", -metrics["loss/validation"]), (step + 1) // epoch_steps)
+            policies.save(model, tokenizer, (step + 1) // epoch_steps)
         run.log(step + 1, steps, metrics, show=("epoch", "loss/train", "loss/validation", "validation/score"))
         run.save_checkpoint(step + 1, lambda: get_training_state(models, optimizers, best=best.state_dict()))
     best.restore()
@@ -121,6 +122,12 @@ def train(config: SFTConfig) -> None:
     }
     full_model = full_model_on_rank0(model)
     run.finish(lambda folder: save_and_verify_policy(full_model, tokenizer, folder), **summary)
+
+
+def sft_inputs(config: SFTConfig) -> dict[str, Path | str]:
+    """Return what the run is made from, by name."""
+    models: dict[str, Path | str] = {"base": config.base} | ({"reward": config.reward} if config.reward else {})
+    return models | named_inputs(data=config.data, validation=config.validation, pretraining=config.pretraining)
 
 
 def _load_reward_model(config: SFTConfig, device: torch.device) -> ScalarModel | None:
