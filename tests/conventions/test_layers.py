@@ -37,6 +37,7 @@ ONLY = {
     "world": "records errors io statistics",
     "label": (
         "records errors io results formatting config statistics world __init__ data.pii data.dedup data.use_cases"
+        " data.background_requests"
     ),
 }
 """Parts that may import less than their layer allows."""

@@ -16,7 +16,6 @@ import hashlib
 import hmac
 import json
 import os
-import re
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from instructgpt.data.background_requests import find_background_client
 from instructgpt.data.pii import find_pii
 from instructgpt.errors import InputError
 from instructgpt.io import format_json_line, write_text_atomic
@@ -35,18 +35,6 @@ REQUESTS, REVIEW, LEFT_OUT = "requests.jsonl", "review.jsonl", "left_out.jsonl"
 _SECRET = "pseudonyms.key"
 
 LeftOutReason = Literal["no consent", "background request", "retry"]
-
-_BACKGROUND_PATTERNS = tuple(
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        # Open WebUI: titles, tags, follow-ups, search terms, autocompletion, emojis
-        r"\s*###\s*Task:\s*(Generate|Suggest|Analyze|You are an autocompletion|Your task is to (reflect|synth))",
-        # LibreChat and others: titles of conversations
-        r"\s*(Please )?(provide|generate|write|create) a (concise|short|brief)[^\n]{0,60}\btitle\b",
-        r"[\s\S]{0,4000}\btitle (for|of) (the|this) conversation\b[\s\S]{0,400}$",
-    )
-)
-"""Prompts that front ends send for themselves, to the same model as their users' prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +54,8 @@ class StoredRequest:
 
 def is_background_request(prompt: Mapping[str, Any]) -> bool:
     """Return whether a front end sent the prompt for itself: a title, tags, follow-up questions."""
-    messages = prompt.get("messages")
-    texts = [message["content"] for message in messages if message["role"] != "assistant"] if messages else []
-    texts += [prompt["prompt"]] if isinstance(prompt.get("prompt"), str) else []
-    return any(pattern.match(text) for pattern in _BACKGROUND_PATTERNS for text in texts[-1:] + texts[:1])
+    text = str(prompt.get("prompt") or "")
+    return find_background_client(prompt.get("messages") or [{"role": "user", "content": text}]) is not None
 
 
 class RequestLog:

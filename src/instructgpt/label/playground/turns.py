@@ -14,6 +14,7 @@ from typing import Any, Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from instructgpt.data.background_requests import find_background_client
 from instructgpt.label.db.models import PlaygroundAnswer, PlaygroundFeedback, PlaygroundTurn, new_random_id
 from instructgpt.label.errors import SiteError
 from instructgpt.label.playground import hygiene
@@ -104,7 +105,7 @@ def store_turn(
     parent = None
     if agreement is None:
         reason = "no_agreement"
-    elif hygiene.find_background_client(messages) is not None:
+    elif find_background_client(messages) is not None:
         reason = "background"
     elif (earlier is not None and earlier.state == "erased") or (user.erased_at or 0) >= request.started_at:
         reason = "excluded"
