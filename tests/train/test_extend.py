@@ -125,6 +125,9 @@ def test_corrupt_final_state_is_refused_and_the_model_stays(stage):
     main, config = stage("reward", "run", **LONG["reward"])
     with pytest.raises(InputError, match="its final state is corrupt"):
         main(config)
+    assert json.loads((config.out / "run.json").read_text())["finished"]
+    main, config = stage("reward", "run", **SHORT["reward"])
+    main(config)  # nothing to do: the run has not started again
     assert_same_tensors(weights_of(config.out), before, tolerance=0)
 
 

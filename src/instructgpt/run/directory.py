@@ -127,7 +127,8 @@ class RunDirectory:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         self._remove_partial_files()
         record = read_run_record(self.directory)
-        if record is None or record.get("finished"):  # a finished run goes on when rounds are added
+        # A finished run goes on when rounds are added; an extended one stays finished until its state is restored.
+        if record is None or (record.get("finished") and not self._extends_finished_run):
             self._write_record(finished=False)
         else:
             PHASE_TIMER.clear(record.get("phases"))
