@@ -13,6 +13,7 @@ from test_export import export_checkpoint, model_files
 from test_resume import outcome, stop_at_step
 
 from instructgpt.errors import InputError
+from instructgpt.run import directory as run_directory
 
 SHORT = {"pretrain": {"tokens": 128 * 5}, "sft": {"epochs": 2}, "reward": {"epochs": 2}, "ppo": {"episodes": 24}}
 SHORT["dpo"] = {"epochs": 2}
@@ -138,3 +139,11 @@ def test_another_option_may_not_change_with_the_length(stage):
     with pytest.raises(InputError, match=r"--lr was 0\.05 when the run started and is 0\.001 now"):
         main(config)
     assert json.loads((config.out / "run.json").read_text())["finished"]
+
+
+def test_large_final_state_is_reported_with_its_size(stage, monkeypatch, capsys):
+    monkeypatch.setattr(run_directory, "_LARGE_STATE_BYTES", 1000)
+    main, config = stage("sft", "run", **SHORT["sft"])
+    main(config)
+    size = sum(file.stat().st_size for file in (config.out / "checkpoints").rglob("*") if file.is_file())
+    assert f"the final state, {size / 1000:.3g} kB, to extend the run" in " ".join(capsys.readouterr().out.split())

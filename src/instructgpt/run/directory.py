@@ -30,6 +30,7 @@ from rich.text import Text
 
 from instructgpt.config import StageConfig
 from instructgpt.errors import InputError, one_line
+from instructgpt.formatting import format_si
 from instructgpt.io import check_output_directory, translate_write_errors, write_text_atomic
 from instructgpt.run.lineage import content_hash as content_hash
 from instructgpt.run.lineage import is_unchanged
@@ -44,6 +45,7 @@ CHECKPOINT_INTERVAL_S = 60.0
 _LONG_CHECKPOINT_S = 3.0
 """A checkpoint that takes longer to write is written less often, so that writing takes 5 % of the time at most."""
 _PRINT_INTERVAL_S = 10.0
+_LARGE_STATE_BYTES = 1e9
 _RECORDED_PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 _RESUMABLE_OPTIONS = (
     frozenset({"out", "device", "resume", "processes", "patience", "track", "checkpoints"})
@@ -420,9 +422,19 @@ class RunDirectory:
         for name in list(self._trackers):
             self._notify_tracker(name, lambda tracker: tracker.close())
         self._prune_final_checkpoints()
+        self._report_final_state()
         release_directory_lock(self.directory)
         self.info(f"[green]done[/] in {self._elapsed_seconds():.0f} s: {self.directory}")
         return self.directory
+
+    def _report_final_state(self) -> None:
+        """Say how much disk the kept final state takes, where it matters."""
+        size = sum(file.stat().st_size for file in self._checkpoints_folder.rglob("*") if file.is_file())
+        if size > _LARGE_STATE_BYTES:
+            self.info(
+                f"checkpoints/ holds the final state, {format_si(size, 'B')}, to extend the run; "
+                "remove it when the run is long enough, or give --no-keep-state"
+            )
 
     def save_model(self, folder: Path, save: Callable[[Path], None], **facts: Any) -> None:
         """Save a model of this run with `save(folder)`, complete or not at all, with a card. Rank 0 calls it."""
