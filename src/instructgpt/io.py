@@ -298,11 +298,12 @@ def is_missing_path(name: Path | str) -> bool:
 
 
 def list_splits(path: Path | str) -> tuple[str, ...]:
-    """Return the splits of a dataset directory; none for a file or a directory without splits.
+    """Return the splits of a dataset: a directory, or a hub name. None for a file, or a dataset without splits.
 
     Raises InputError if the directory is no dataset.
     """
-    return tuple(_load_splits(Path(path))) if Path(path).is_dir() else ()
+    path = Path(path)
+    return tuple(_load_splits(path)) if path.is_dir() or not path.exists() else ()
 
 
 def _load_splits(path: Path) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from instructgpt.cli import run_command as command
+from instructgpt.evaluate.configs import EVAL_TASK_NAMES
 from instructgpt.evaluate.inference import EvaluatedModel, choice_logps
 from instructgpt.evaluate.tasks import EVAL_TASKS, few_shot, real_toxicity, rte, sst2, truthfulqa, winogender
 from instructgpt.evaluate.tasks.base import (
@@ -431,3 +432,7 @@ def test_bad_input_is_reported_in_one_line(data, save, tmp_path, capsys, words, 
     assert complaint in said
     assert said.count("\n") == 1
     assert not (tmp_path / "results.json").exists()
+
+
+def test_help_names_every_evaluation_task():
+    assert tuple(EVAL_TASK_NAMES) == tuple(EVAL_TASKS)

@@ -66,10 +66,11 @@ def from_pretrained(auto_class: Any, source: Path | str, **kwargs: Any) -> Any:
     if is_local and not (path / "config.json").exists() and auto_class is not transformers.AutoTokenizer:
         raise InputError(f"{source}: not a model directory (no config.json); has the stage that makes it finished?")
     local_files_only = is_local or not _is_hub_reachable()
+    name, revision = split_revision(source)
+    if revision is not None:
+        kwargs["revision"] = revision
     try:
-        return auto_class.from_pretrained(
-            str(source), local_files_only=local_files_only, trust_remote_code=False, **kwargs
-        )
+        return auto_class.from_pretrained(name, local_files_only=local_files_only, trust_remote_code=False, **kwargs)
     except MemoryError:
         raise
     except Exception as error:  # the libraries below raise a dozen unrelated types
@@ -77,9 +78,26 @@ def from_pretrained(auto_class: Any, source: Path | str, **kwargs: Any) -> Any:
             reason = "shapes of the weights differ from config.json; the files belong to two models"
             raise InputError(f"{source}: {reason}") from error
         missing = "there is no such directory, and no model of that name can be loaded from the hub"
+        missing += f" at the revision '{revision}'" if revision is not None else ""
         reason = "cannot be loaded" if is_local else missing
         reason += ", which does not answer" if local_files_only and not is_local else ""
         raise InputError(f"{source}: {reason} ({one_line(error, 300)})") from error
+
+
+def split_revision(source: Path | str) -> tuple[str, str | None]:
+    """Return the hub name and the branch, tag or commit of `owner/name@revision`; None for a path, or without one."""
+    name, separator, revision = str(source).rpartition("@")
+    if not separator or not name or not revision or Path(source).exists():
+        return str(source), None
+    return name, revision
+
+
+def find_hub_commit(name: str, revision: str | None) -> str | None:
+    """Return the commit of the hub that a name, once loaded, stands for; None for a local directory."""
+    if Path(name).exists():
+        return None
+    cached_path = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(cached_path).parent.name if isinstance(cached_path, str) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +119,9 @@ def find_model_files(source: Path | str) -> ModelFiles:
     if not path.is_dir():
         # a hub name: transformers looks for an adapter's configuration there, in the download cache if need be
         finder = transformers.utils.peft_utils.find_adapter_config_file
+        name, revision = split_revision(source)
         try:
-            adapter_path = finder(str(source), local_files_only=not _is_hub_reachable())
+            adapter_path = finder(name, revision=revision, local_files_only=not _is_hub_reachable())
         except Exception:  # no such repository, a private one ...: loading the model says so
             adapter_path = None
         if adapter_path is None:
@@ -113,13 +132,17 @@ def find_model_files(source: Path | str) -> ModelFiles:
     if (config_path.parent / "config.json").exists():
         return ModelFiles(str(config_path.parent), str(source))
     try:
-        base = json.loads(config_path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        adapter_config = json.loads(config_path.read_text(encoding="utf-8"))
+        base = adapter_config["base_model_name_or_path"]
     except (KeyError, ValueError) as error:
         raise InputError(f"{config_path}: the adapter names no base model ({one_line(error, 100)})") from error
     if not base:
         raise InputError(f"{config_path}: the adapter names no base model; set base_model_name_or_path there")
     beside = config_path.parent / base
-    return ModelFiles(str(beside if not Path(base).exists() and beside.is_dir() else base), str(source))
+    if not Path(base).exists() and beside.is_dir():
+        return ModelFiles(str(beside), str(source))
+    revision = adapter_config.get("revision") if not Path(base).exists() else None
+    return ModelFiles(f"{base}@{revision}" if revision else base, str(source))
 
 
 @contextmanager
@@ -175,7 +198,11 @@ def load_model(
         model, loading_info = from_pretrained(
             auto_class, folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
-    model.name_or_path = model.config.name_or_path = files.base
+    name, revision = split_revision(files.base)
+    model.name_or_path = model.config.name_or_path = name
+    if commit := find_hub_commit(name, revision):
+        pinned = "" if revision == commit else f"; {name}@{commit} is always this one"
+        add_notice(model, f"{files.base} is commit {commit} of the hub{pinned}")
     set_saved_dtype(model, saved)
     if files.adapter is not None:
         model = _merge_adapter(model, files, loading_info)
@@ -185,11 +212,14 @@ def load_model(
 def _merge_adapter(model: Any, files: ModelFiles, loading_info: dict[str, Any]) -> Any:
     import peft  # takes seconds
 
+    assert files.adapter is not None
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            adapted = peft.PeftModel.from_pretrained(model, files.adapter)
-            in_files = set(peft.utils.load_peft_weights(files.adapter, device="cpu"))
+            adapter, revision = split_revision(files.adapter)
+            adapted = peft.PeftModel.from_pretrained(model, adapter, revision=revision)
+            in_files = set(peft.utils.load_peft_weights(adapter, device="cpu", revision=revision))
             in_model = set(peft.get_peft_model_state_dict(adapted))
             trained = {name.rpartition("modules_to_save.default.")[2] for name, _ in adapted.named_parameters()}
             merged = adapted.merge_and_unload() if in_files == in_model else None
