@@ -29,7 +29,7 @@ from instructgpt.data.packing import TokenizedExample
 from instructgpt.data.rankings import LabelerRanks, RankedPrompt
 from instructgpt.models import last_layer_subset
 from instructgpt.models.policy import completion_logp, count_parameters, load_policy
-from instructgpt.models.reward_model import load_reward_model, new_value_model
+from instructgpt.models.reward_model import load_reward_model, value_model_from_copy
 from instructgpt.records import Prompt
 from instructgpt.sampling.engine import sample_tokens
 from instructgpt.train.configs import PPOConfig
@@ -72,11 +72,9 @@ class Bench:
         ppo.make_models(name, folder)
         policy, tokenizer = load_policy(folder / "policy", device)
         reference = load_policy(folder / "reference", device)[0].requires_grad_(False)
-        reward = load_reward_model(folder / "reward", device)
+        value, reward = value_model_from_copy(load_reward_model(folder / "reward", device))
         ema = copy.deepcopy(policy).requires_grad_(False)
-        self.models = PPOModels(
-            policy, reference, new_value_model(reward), Reward.from_model(reward, tokenizer), ema, tokenizer
-        )
+        self.models = PPOModels(policy, reference, value, Reward.from_model(reward, tokenizer), ema, tokenizer)
         trained = {"policy": policy, "value": self.models.value.model}
         self.optimizers = {name: build_optimizer(model, eps=1e-5) for name, model in trained.items()}
         episodes, longest = self.size.episodes, self.size.longest

@@ -179,7 +179,7 @@ def ours(folder: Path) -> Work:
     from instructgpt.data.packing import TokenizedExample, collate
     from instructgpt.models.flops import get_model_shape, ppo_update_flops
     from instructgpt.models.policy import completion_logp, load_policy
-    from instructgpt.models.reward_model import load_reward_model, new_value_model
+    from instructgpt.models.reward_model import load_reward_model, value_model_from_copy
     from instructgpt.plan.hardware import benchmark_machine
     from instructgpt.records import Prompt
     from instructgpt.run.timing import PHASE_TIMER
@@ -193,10 +193,8 @@ def ours(folder: Path) -> Work:
     device = torch.device("cpu")
     policy, render = load_policy(folder / "policy", device)
     reference, _ = load_policy(folder / "reference", device)
-    reward = load_reward_model(folder / "reward", device)
-    models = PPOModels(
-        policy, reference, new_value_model(reward), Reward.from_model(reward, render), copy.deepcopy(policy), render
-    )
+    value, reward = value_model_from_copy(load_reward_model(folder / "reward", device))
+    models = PPOModels(policy, reference, value, Reward.from_model(reward, render), copy.deepcopy(policy), render)
     for frozen in (reference, reward.model, models.ema):
         frozen.requires_grad_(False)
     optimizers = {

@@ -150,6 +150,8 @@ def main() -> None:
         config = make_config(RunConfig, section_for(RunConfig, read_preset("demo"), "demo"), {"out": Path(folder)})
         make_files(config)
         stages = build_stage_configs(config)
+        (first,) = stages.pop("rounds")
+        stages |= {"reward": first.reward, "ppo": first.policies["ppo"]}
         if names != ["pretrain"]:
             steps_of(["pretrain"], stages, Path(folder), stages["pretrain"])
         made = Path(folder) / "pretrain"

@@ -63,7 +63,7 @@ def test_bad_line_error_names_file_and_line(second, said, kit, command, tmp_path
         ({"ranks": [0, 1]}, ":2: ranks start at 1 (best), found 0"),
         ({"ranks": ["best", "worst"]}, ":2: column 'ranks.0'"),
         ({"completions": ["one"], "ranks": [1]}, ":2: a ranking needs at least two completions"),
-        ({"cohort": "other"}, ":2: column 'cohort': Input should be 'training' or 'heldout'"),
+        ({"cohort": "other"}, ":2: column 'cohort': Input should be 'training', 'heldout' or 'user'"),
     ],
 )
 def test_bad_ranking_error_names_the_problem(change, said, kit, command, tmp_path, out):
@@ -309,7 +309,8 @@ def test_output_directory_of_another_run_is_refused(kit, command):
         tuple(
             kit.pretrain(kit.base, "--lr", 0.5)
         ): "--lr was 0.003 when the run started and is 0.5 now; choose another --out, or restart",
-        tuple(kit.train_reward(kit.reward, "--epochs", 2)): "--epochs was 1 when the run started and is 2 now",
+        tuple(kit.pretrain(kit.base, "--tokens", 64 * 6)): "--tokens was 768 when the run started and is 384 now",
+        tuple(kit.train_reward(kit.reward, "--seed", 7)): "--seed was 0 when the run started and is 7 now",
         tuple(kit.sft(kit.reward, "--no-resume")): "not of 'sft'",
         tuple(kit.ppo(kit.folder, "--no-resume")): "contains the input policy",
     }.items():

@@ -37,9 +37,9 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Return temporary files, and checkpoints other than the final state."""
-    checkpoints = sorted(folder.rglob("checkpoints/step-*"))
-    return [str(path) for path in [*folder.rglob("*.part"), *checkpoints[:-1]]]
+    """Return temporary files, and checkpoints other than the final state of each stage."""
+    earlier = [path for place in folder.rglob("checkpoints") for path in sorted(place.glob("step-*"))[:-1]]
+    return [str(path) for path in [*folder.rglob("*.part"), *earlier]]
 
 
 def steps_logged(folder: Path) -> list[int]:

@@ -107,7 +107,7 @@ def test_torchrun_refuses_other_commands_and_prints_errors_once(kit, tmp_path, c
     for name, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     told = run_in_process(capsys)("report", tmp_path).error_line(2)
-    assert told == "report: run without torchrun, which is for pretrain, sft, reward, ppo"
+    assert told == "report: run without torchrun, which is for pretrain, sft, reward, ppo, dpo"
     wrong = kit.pretrain(tmp_path / "out", "--lr", -1)
     assert "--lr -1" in run_in_process(capsys)(*wrong).error_line(2)
     monkeypatch.setenv("LOCAL_RANK", "1")

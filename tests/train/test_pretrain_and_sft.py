@@ -362,8 +362,8 @@ def test_finished_run_is_reused_and_changes_are_refused(small_sft, write):
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     sft.main(small_sft(epochs=1))
     assert before == {file: file.stat().st_mtime_ns for file in folder.iterdir()}
-    with pytest.raises(InputError, match="--epochs was 1 when the run started and is 2 now"):
-        sft.main(small_sft(epochs=2))
+    with pytest.raises(InputError, match=r"--lr was .* when the run started and is 0.5 now"):
+        sft.main(small_sft(epochs=1, lr=0.5))
     changed = small_sft(epochs=1)
     write("fresh.jsonl", DEMONSTRATIONS[:3])
     with pytest.raises(InputError, match=r"'validation fresh.jsonl' \(.*\) has changed"):
