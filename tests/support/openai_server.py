@@ -94,7 +94,7 @@ def create_openai_app(server: OpenAIServer) -> FastAPI:
                 yield chunk({"content": word if place == 0 else f" {word}"})
             yield chunk({}, "stop" if limit >= len(words) else "length")
             yield "data: [DONE]\n\n"
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # while it waits, or while it sends
             server.cancelled += 1
             raise
 

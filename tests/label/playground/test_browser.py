@@ -1,10 +1,14 @@
-"""The playground in a real browser: consent, streaming, stop, ranking by keys, edits, exclusion, a phone, Korean."""
+"""The playground in a real browser: consent, streaming, stop, ranking by keys, edits, exclusion, a phone, Korean.
+
+The tests wait for selectors: `wait_for_function` evaluates a text again and again, which the pages' policy forbids.
+"""
 
 from __future__ import annotations
 
 import pytest
 from sqlalchemy import select
 from support.browser import browser, serving, watched  # noqa: F401
+from support.commands import wait_for
 from support.openai_server import openai_server
 from support.site import make_site
 
@@ -44,11 +48,23 @@ def open_page(browser, watched, playground, **options):  # noqa: F811
     return page
 
 
+def wait_for_agreement(page):
+    """Wait for the page that follows an agreement, with its scripts."""
+    page.wait_for_selector("#storage .chip.good")
+    page.wait_for_load_state()
+
+
+def agree(page):
+    page.click("#agree")
+    wait_for_agreement(page)
+
+
 def say(page, text):
     page.fill("#message", text)
     page.press("#message", "Control+Enter")
     page.wait_for_selector("article:last-of-type .chip")
-    page.wait_for_function("document.getElementById('message').value === ''")
+    page.wait_for_selector("#send:enabled")
+    assert page.input_value("#message") == ""
 
 
 def test_a_conversation_by_keyboard(browser, watched, playground, endpoint):  # noqa: F811
@@ -56,7 +72,7 @@ def test_a_conversation_by_keyboard(browser, watched, playground, endpoint):  # 
     page = open_page(browser, watched, playground)
     page.focus("#agree")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#storage .chip.good")
+    wait_for_agreement(page)
     say(page, "What is a lens?")
     names = [name for name in endpoint.models if name in page.inner_text(".answers").split()]
     assert not names  # texts begin with "policy-says-0", the name alone is nowhere
@@ -86,7 +102,7 @@ def test_a_conversation_by_keyboard(browser, watched, playground, endpoint):  # 
 def test_edit_report_thumb_and_exclusion(browser, watched, playground):  # noqa: F811
     server, _ = playground
     page = open_page(browser, watched, playground)
-    page.click("#agree")
+    agree(page)
     say(page, "One")
     page.click("[data-position='0'] >> text=Edit")
     page.fill("#edit-text", "My own words")
@@ -102,7 +118,7 @@ def test_edit_report_thumb_and_exclusion(browser, watched, playground):  # noqa:
     say(page, "Two")
     assert [turn["content"] for turn in rows(server, PlaygroundTurn)[-1].messages] == ["One", "My own words", "Two"]
     page.click("article:first-of-type .exclude")
-    page.wait_for_function("document.querySelectorAll('.exclude').length === 0")
+    page.wait_for_selector(".exclude", state="detached")
     assert {row.state for row in rows(server, PlaygroundTurn)} == {"erased"}
     say(page, "Three")
     assert "Start a new conversation" in page.inner_text("article:last-of-type .said")
@@ -112,6 +128,7 @@ def test_edit_report_thumb_and_exclusion(browser, watched, playground):  # noqa:
     page.on("dialog", lambda dialog: dialog.accept())
     page.click("#erase button")
     page.wait_for_selector("#consent")
+    page.wait_for_load_state()
     assert page.query_selector_all("article") == []
     assert {row.state for row in rows(server, PlaygroundTurn)} == {"erased"}
     page.close()
@@ -125,18 +142,17 @@ def test_stop_keeps_what_came_and_frees_the_endpoint(browser, watched, tmp_path)
             token = ensure_playground_link(db).token
         with serving(site) as server:
             page = open_page(browser, watched, (server, f"{server.url}/playground/join/{token}"))
-            page.click("#agree")
+            agree(page)
             page.fill("#message", "A long story")
             page.click("#send")
-            page.wait_for_function("document.querySelector('.answer-text')?.textContent.includes('says-3')")
+            page.wait_for_selector(".answer-text:has-text('says-3')")
             page.keyboard.press("Escape")
-            page.wait_for_selector(".chip.good:has-text('Kept')")
+            page.wait_for_selector("article .chip.good:has-text('Kept')")
             answers = sorted(rows(server, PlaygroundAnswer), key=lambda row: row.position)
             shown = [text.inner_text().strip() for text in page.query_selector_all(".answer-text")]
             assert [row.text.strip() for row in answers] == shown
             assert {row.finish for row in answers} == {"stopped"}
-            page.wait_for_timeout(500)
-            assert slow.cancelled == 2
+            wait_for(lambda: slow.cancelled == 2)
             page.close()
 
 
@@ -148,7 +164,7 @@ def test_without_agreement_on_a_phone_in_korean(browser, watched, playground):  
     page.tap("#decline")
     page.fill("#message", "렌즈가 뭐예요?")
     page.tap("#send")
-    page.wait_for_selector("text=보관하지 않음")
+    page.wait_for_selector("article .chip:has-text('보관하지 않음')")
     assert page.query_selector(".rank-choice") is None
     page.tap("text=어느 모델이 썼는지 보기")
     assert len(page.query_selector_all(".answer .chip")) == 2
@@ -164,8 +180,8 @@ def test_without_agreement_on_a_phone_in_korean(browser, watched, playground):  
 
 def test_the_page_is_accessible(browser, watched, playground):  # noqa: F811
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    page = open_page(browser, watched, playground)
-    page.click("#agree")
+    page = open_page(browser, watched, playground, reduced_motion="reduce")  # no color is measured in a transition
+    agree(page)
     say(page, "What is a lens?")
     for theme in ("light", "dark"):
         page.emulate_media(color_scheme=theme)
@@ -177,7 +193,7 @@ def test_the_page_is_accessible(browser, watched, playground):  # noqa: F811
 def test_a_broken_connection_loses_no_message(browser, watched, playground):  # noqa: F811
     server, _ = playground
     page = open_page(browser, watched, playground)
-    page.click("#agree")
+    agree(page)
     page.route("**/playground/turns", lambda route: route.abort())
     page.fill("#message", "Do not lose me")
     page.click("#send")
@@ -187,6 +203,6 @@ def test_a_broken_connection_loses_no_message(browser, watched, playground):  # 
     page.reload()
     assert page.input_value("#message") == "Do not lose me"
     page.click("#send")
-    page.wait_for_selector(".chip.good:has-text('Kept')")
+    page.wait_for_selector("article .chip.good:has-text('Kept')")
     assert len(rows(server, PlaygroundTurn)) == 1
     page.close()

@@ -230,7 +230,7 @@ for (const name of SETTINGS) {
   if (state.settings[name] !== undefined) document.getElementById(name).value = state.settings[name];
   document.getElementById(name).addEventListener("change", saveState);
 }
-messageArea.value = state.draft ?? "";
+messageArea.value ||= state.draft ?? ""; // a message typed before this script ran stays
 messageArea.addEventListener("input", saveState);
 for (const turn of state.turns) redraw(turn);
 
