@@ -236,7 +236,7 @@ def test_pages_and_programs_say_what_intervals_rest_on(site, names, mark, note):
         mark
     )
     for name, column in (("agreement", "rule"), ("labels", "question")):
-        rows = list(csv.DictReader(io.StringIO(client.get(f"/quality/{name}.csv").text)))
+        rows = list(csv.DictReader(io.StringIO(client.get(f"/quality/{name}.csv").content.decode("utf-8-sig"))))
         chosen = [row for row in rows if row[column] in ("decided", "opinion") and row.get("group", "all") == "all"]
         assert [row["caution"] for row in chosen] == [mark]
 

@@ -73,6 +73,7 @@ def test_init_creates_tables_texts_and_a_setup_link(command):
         assert {row.action for row in db.scalars(select(AuditLogEntry))} == {
             "instructions.publish",
             "consent.publish",
+            "playground.publish_consent",
             "invite.create",
         }
     site.database.close()

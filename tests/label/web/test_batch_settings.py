@@ -5,6 +5,8 @@ pytest tests/label/web/test_batch_settings.py
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from sqlalchemy import func, select
 from support.owner import fill
@@ -76,6 +78,19 @@ def test_names_and_cohorts(site, owner):
     assert take(site, held) is None
     assert set_batch(owner, judged, cohort="heldout").status_code == 303
     assert take(site, held) is not None
+
+
+def test_an_imported_batch_has_no_overlap_to_change(site, owner):
+    record = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "labeler": "elsewhere"}
+    files = {"file": ("rankings.jsonl", json.dumps(record).encode() + b"\n")}
+    assert owner.post("/data/imports", data={"name": "imported"}, files=files).status_code == 200
+    batch = batch_named(site, "imported")
+    page = owner.get(f"/batches/{batch.id}")
+    assert (page.status_code, 'name="overlap"' in page.text) == (200, False)
+    path = f"/batches/{batch.id}/settings"
+    assert owner.post(path, data={"name": "renamed", "overlap": 2}).status_code == 422
+    assert owner.post(path, data={"name": "renamed"}).status_code == 303
+    assert (batch_named(site, "renamed").policy, overlaps(site, batch)) == ({}, [1])
 
 
 def test_copies_have_the_tasks_and_no_work(site, owner):

@@ -126,6 +126,19 @@ def test_more_labelers_for_everything_that_matches(site, owner):
     sound(site)
 
 
+def test_a_code_without_words_is_shown_as_it_is(site, owner):
+    fill(site, tasks=2).save()
+    change, _ = change_of(site, post(owner, "/search/tasks/change", "add_labelers", everything="", number="1"))
+    undo(owner, change)
+    with site.database.write() as db:
+        first, second = db.scalars(select(BulkItem).where(BulkItem.change_id == change.id))
+        first.outcome, second.undo_outcome = "code_from_later", "other_code"
+    page = owner.get(f"/search/changes/{change.id}")
+    assert page.status_code == 200
+    assert "code_from_later: 1" in page.text
+    assert "other_code: 1" in page.text
+
+
 def test_tasks_are_taken_back_and_go_to_a_labeler_first(site, owner):
     ada, ben, held = *people(site, "ada", "ben"), add_person(site, "held", cohort="heldout")
     make(site, rank_batch, tasks=6)

@@ -47,8 +47,10 @@ def change_cohort(db: Session, batch: Batch, cohort: Cohort | None) -> None:
 def change_overlap(db: Session, batch: Batch, overlap: int) -> int:
     """Change the labelers of each task, without the share with a higher overlap. Return the number of tasks.
 
-    A task that more have begun already keeps them.
+    A task that more have begun already keeps them. Raise SiteError (422) for an imported batch, which has no policy.
     """
+    if not batch.policy:
+        raise SiteError(422, "bad_field", field="overlap", wrong="an imported batch has none")
     previous = int(batch.policy["overlap"])
     batch.policy = {
         **batch.policy,

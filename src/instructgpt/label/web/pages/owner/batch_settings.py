@@ -26,19 +26,21 @@ def change_batch_settings(
     principal: TeamUser,
     batch_id: str,
     name: _BatchName,
-    overlap: Annotated[int, Form(ge=1, le=100)],
+    overlap: Annotated[int | None, Form(ge=1, le=100)] = None,
     cohort: Annotated[Cohort | None, Form()] = None,
 ) -> Response:
-    """Change name, overlap and cohort; the audit log has the values before and after."""
+    """Change name, overlap and cohort; no overlap keeps it. The audit log has the values before and after."""
     with get_site(request).database.write() as db:
         batch = get_batch_or_404(db, batch_id)
-        before = {"overlap": batch.policy["overlap"], "cohort": batch.cohort}
+        before = {"overlap": batch.policy.get("overlap"), "cohort": batch.cohort}
         if name.strip() != batch.name:
             batch_settings.rename_batch(db, batch, name)
         if cohort != batch.cohort:
             batch_settings.change_cohort(db, batch, cohort)
-        tasks = batch_settings.change_overlap(db, batch, overlap) if overlap != before["overlap"] else 0
-        after = {"overlap": overlap, "cohort": cohort}
+        tasks = 0
+        if overlap is not None and overlap != before["overlap"]:
+            tasks = batch_settings.change_overlap(db, batch, overlap)
+        after = {"overlap": batch.policy.get("overlap"), "cohort": cohort}
         detail = {"before": before, "after": after, "tasks": tasks}
         audit_log.append_entry(db, principal.user.id, "batch.settings", batch.id, **detail)
     return redirect(f"/batches/{batch_id}")
