@@ -24,9 +24,14 @@ def share_of_one_token(tokens):
     return sum(token == 70 for token in tokens) / len(tokens)
 
 
+def nearness_to_one_token(tokens):
+    """Return a score that most completions have some of: one for a single token is found by luck, or never."""
+    return sum(1 / (1 + abs(token - 70)) for token in tokens) / len(tokens)
+
+
 def test_entropy_collapse_stops_the_run(small_ppo, scripted, write):
     """One token satisfies the reward and no KL penalty holds the policy; two tokens cannot reach a KL of 50 nats."""
-    scripted(share_of_one_token)
+    scripted(nearness_to_one_token)
     with pytest.raises(RunError, match=r"the entropy has collapsed .* a reward that one phrase satisfies"):
         ppo.main(small_ppo(prompts=(write("short.jsonl", SHORT_PROMPTS),), max_tokens=2, **LONG_RUN))
 
