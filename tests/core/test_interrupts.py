@@ -5,6 +5,7 @@ pytest tests/core/test_interrupts.py
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -46,6 +47,11 @@ def steps_logged(folder: Path) -> list[int]:
     return [row["step"] for row in run_module.read_jsonl_log(folder / "metrics.jsonl")]
 
 
+def tokens_by_phase(folder: Path) -> dict[str, int]:
+    phases = json.loads((folder / "run.json").read_text())["phases"]
+    return {name: phase["tokens"] for name, phase in phases.items()}
+
+
 # --- signals ---------------------------------------------------------------------------------------------------------
 
 
@@ -64,6 +70,7 @@ def test_interrupted_stage_resumes_to_the_same_weights(stage, steps, kit, comman
     assert command(*make(whole)).code == 0
     assert same_weights(stopped, whole)
     assert steps_logged(stopped) == steps_logged(whole) == list(range(1, steps + 1))
+    assert tokens_by_phase(stopped) == tokens_by_phase(whole)
     assert not leftovers(stopped)
 
 

@@ -311,7 +311,7 @@ class RunDirectory:
         # Clocks and signals differ between ranks; the decision must not, or ranks would wait for each other forever.
         due, stop_requested = any_rank(is_due, request.requested_at is not None)
         if due or stop_requested:
-            contents = {"step": step, "spent": self._elapsed_seconds()} | state()
+            contents = {"step": step, "spent": self._elapsed_seconds(), "phases": PHASE_TIMER.summary()} | state()
             start = time.monotonic()
             write_checkpoint(self._checkpoints_folder / f"step-{step:08d}", contents)
             self._last_checkpoint_time = time.monotonic()
@@ -370,6 +370,7 @@ class RunDirectory:
             raise InputError(f"--out {self.directory}: not all ranks see {folder}; use a disk that all hosts share")
         state = read_checkpoint(folder) if name else None
         step = state["step"] if state else 0
+        PHASE_TIMER.clear((state or {}).get("phases"))  # what came after the checkpoint is computed again
         if state is None and can_resume and (rows := read_jsonl_log(self.directory / "metrics.jsonl")):
             self.info(
                 f"[yellow]no checkpoint was written before the run stopped after step {rows[-1]['step']}; "
