@@ -20,7 +20,7 @@ OPTION_GROUPS = {
     "models": "checkpoint base policy reward reward_weights reference value_init model models latest tokenizer",
     "data": """data corpus demonstrations rankings pretraining mix prompts max_prompt_tokens completions validation validation_interval test gold archive user_feedback format
         to source prompt_field questions rating_max labeling_config shots subsets keep_empty files transcripts skip_bad""",
-    "filters and splits": """split prefix cap group salt personal detectors max_characters use_cases since until use
+    "filters and splits": """split prefix cap group salt personal detectors max_characters use_cases use_case labeler since until use
         people""",
     "architecture": "vocabulary width layers heads context window",
     "optimization": """optimizer muon_lr beta loss tokens epochs batch lr value_lr warmup weight_decay dropout learn l2 keep ema folds adam_eps

@@ -97,7 +97,7 @@ def test_a_group_has_help_of_its_own(group, command):
 
 def test_other_libraries_names_lead_to_options_that_exist():
     ours = {name for command in THERE for name in command.config_class.model_fields} | {"stop"}
-    assert FOREIGN_OPTIONS.keys() & ours == {"tasks"}  # an option of `label simulate` alone
+    assert FOREIGN_OPTIONS.keys() & ours == {"beta", "tasks"}  # options of `dpo` and of `label simulate` alone
     assert {name for names in FOREIGN_OPTIONS.values() for name in names.split()} <= ours
     assert set(FOREIGN_COMMANDS.values()) <= {command.name for command in THERE}
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from instructgpt.config import CommandConfig, SamplingOptions
-from instructgpt.label.mail_server import SMTP_PASSWORD_VARIABLE, MailServer, parse_mail_server
-from instructgpt.label.openid import OPENID_SECRET_VARIABLE, OpenIDClient, OpenIDProvider, validate_provider
-from instructgpt.label.outgoing import parse_network
 from instructgpt.label.vocabulary import (
     MAX_COMPLETIONS,
     MAX_RATING,
+    OPENID_SECRET_VARIABLE,
+    SMTP_PASSWORD_VARIABLE,
     ExportFileName,
     ExportFormat,
     ExportUse,
@@ -26,6 +25,10 @@ from instructgpt.label.vocabulary import (
 )
 from instructgpt.records import Cohort
 from instructgpt.world.labelers import LABELER_NOISE
+
+if TYPE_CHECKING:  # their libraries take long to load, and help needs none of them
+    from instructgpt.label.mail_server import MailServer
+    from instructgpt.label.openid import OpenIDClient
 
 API_KEY_VARIABLE = "INSTRUCTGPT_LABEL_KEY"
 ENDPOINT_KEY_VARIABLE = "INSTRUCTGPT_ENDPOINT_KEY"
@@ -123,6 +126,9 @@ class ServeConfig(SiteOptions):
         """Return the client of the provider; None without one. Raises ValueError."""
         if self.openid_issuer is None or self.openid_client is None:
             return None
+        from instructgpt.label.openid import OpenIDClient, OpenIDProvider, validate_provider
+        from instructgpt.label.outgoing import parse_network
+
         name = self.openid_name or str(urlsplit(self.openid_issuer).hostname)
         provider = OpenIDProvider(self.openid_issuer, self.openid_client, name, self.openid_domains)
         validate_provider(provider)
@@ -140,11 +146,19 @@ class ServeConfig(SiteOptions):
 
     def mail_server(self) -> MailServer | None:
         """Return the mail server; None without one. Raises ValueError."""
-        return None if self.smtp is None or self.mail_from is None else parse_mail_server(self.smtp, self.mail_from)
+        if self.smtp is None or self.mail_from is None:
+            return None
+        from instructgpt.label.mail_server import parse_mail_server
+
+        return parse_mail_server(self.smtp, self.mail_from)
 
     @field_validator("allow_networks")
     @classmethod
     def _validate_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            return value
+        from instructgpt.label.outgoing import parse_network
+
         return tuple(str(parse_network(text)) for text in value)
 
 

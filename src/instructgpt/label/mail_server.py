@@ -16,8 +16,8 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from instructgpt.label.outgoing import OutgoingError
+from instructgpt.label.vocabulary import SMTP_PASSWORD_VARIABLE
 
-SMTP_PASSWORD_VARIABLE = "INSTRUCTGPT_SMTP_PASSWORD"
 _Security = Literal["tls", "starttls", "none"]
 _SCHEMES: dict[str, tuple[_Security, int]] = {
     "smtps": ("tls", 465),

@@ -23,8 +23,8 @@ from joserfc.jwk import ECKey, KeySet, RSAKey
 
 from instructgpt.label.mail_server import check_address
 from instructgpt.label.outgoing import Answer, Network, OutgoingError, check_url, send_request
+from instructgpt.label.vocabulary import OPENID_SECRET_VARIABLE
 
-OPENID_SECRET_VARIABLE = "INSTRUCTGPT_OPENID_SECRET"
 _ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
 """Asymmetric ones only: neither `none` nor an HMAC, whose key would be a public key or the client's secret."""
 _METADATA_SECONDS, _KEYS_SECONDS, _MIN_REFETCH_SECONDS, _FAILURE_SECONDS = 3_600.0, 300.0, 30.0, 15.0

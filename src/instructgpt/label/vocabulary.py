@@ -17,3 +17,6 @@ MAX_COMPLETIONS = 9  # of a task, lettered A to I; the paper uses K = 4 to 9 (3.
 MAX_RATING = 7
 UNLIMITED_OVERLAP = 1_000_000
 """Overlap of gold and screening tasks, which every labeler gets once; progress does not count them."""
+SMTP_PASSWORD_VARIABLE = "INSTRUCTGPT_SMTP_PASSWORD"
+OPENID_SECRET_VARIABLE = "INSTRUCTGPT_OPENID_SECRET"
+"""Environment variables of secrets, which stand in no command line."""

@@ -28,7 +28,7 @@ class RunConfig(StageConfig):
         None,
         description="model to start at, instead of pretraining one: a directory or a hub name; --corpus is optional",
     )
-    auto_bf16: bool = Field(False, description="compute in bf16 (--memory bf16) on a GPU, and in float32 on a CPU")
+    auto_bf16: bool = Field(False, description="compute in bf16 on a GPU, and in float32 on a CPU")
     data: Path = Field(Path(), description="folder of the files that a configuration file names")
     corpus: tuple[Path, ...] = Field((), description="pretraining text; without it, the small world writes its own")
     demonstrations: tuple[Path, ...] = Field((), description="demonstrations, with --corpus or --base")
