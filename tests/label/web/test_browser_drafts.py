@@ -292,7 +292,7 @@ def test_conflict_between_prompts_restores_examples_and_line_breaks(browser, ser
         first.locator(f"#ask-{number + 1}").fill(f"\nask {number}")
         first.locator(f"#get-{number + 1}").fill(f"get {number}" if number else "")
     first.locator("#more").click()
-    first.wait_for_function("document.activeElement.id === 'ask-4'")
+    first.wait_for_selector("#ask-4:focus")
     first.keyboard.type("ask 3")
     saved(first)
     second.locator("#text").fill("Something else")
