@@ -145,6 +145,9 @@ def checkout(folder: Path) -> Work:
         DIRECTORIES.get(name, name): one
         for name, one in named(pipeline, "plan", "stage_configs", "build_stage_configs")(config).items()
     }
+    if "rounds" in stages:  # later checkouts
+        only_round = stages["rounds"][0]
+        stages |= {"candidates": only_round.candidates, "reward": only_round.reward, **only_round.policies}
     works = stage_works(pipeline, config, stages)
 
     def work(name: str) -> Any:
@@ -195,10 +198,15 @@ def stage_works(pipeline: Any, config: Any, stages: dict[str, Any]) -> dict[str,
 
 def make_input(pipeline: Any, config: Any, stages: dict[str, Any]) -> None:
     """What the stages are made from: the small world's files, base, start, rankings and reward model."""
-    files = pipeline.write_world(config, pipeline.World(config.seed), stages["exam"])
+    world = pipeline.World(config.seed)
+    files = pipeline.write_world(config, world, stages["exam"])
     pipeline.pretrain.main(stages["pretrain"])
     pipeline.sft.main(stages["start"])
-    pipeline.rank_candidates(config, pipeline.World(config.seed), stages["candidates"], files)
+    if "rounds" in stages:
+        pipeline.write_round_prompts(config, world, stages["rounds"][0])
+        pipeline.rank_candidates(config, world, stages["rounds"][0], files["validation"])
+    else:
+        pipeline.rank_candidates(config, world, stages["candidates"], files)
     pipeline.reward.main(stages["reward"])
 
 
