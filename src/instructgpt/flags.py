@@ -18,33 +18,34 @@ from instructgpt.errors import InputError
 
 OPTION_GROUPS = {
     "models": "checkpoint base policy reward reward_weights reference value_init model models latest tokenizer",
-    "data": """data corpus demonstrations rankings pretraining mix prompts max_prompt_tokens completions validation validation_interval test gold archive user_feedback format
-        to source prompt_field questions rating_max labeling_config shots subsets keep_empty files transcripts skip_bad""",
-    "filters and splits": """split prefix cap group salt personal detectors max_characters use_cases use_case labeler since until use
-        people""",
+    "data": """data corpus demonstrations rankings pretraining mix prompts max_prompt_tokens completions
+        validation validation_interval test gold archive user_feedback format to source prompt_field questions
+        rating_max labeling_config shots subsets keep_empty files transcripts skip_bad""",
+    "filters and splits": """split prefix cap group salt personal detectors max_characters use_cases use_case
+        labeler since until use people""",
     "architecture": "vocabulary width layers heads context window",
-    "optimization": """optimizer muon_lr beta loss tokens epochs batch lr value_lr warmup weight_decay dropout learn l2 keep ema folds adam_eps
-        max_grad_norm""",
+    "optimization": """optimizer muon_lr beta loss tokens epochs batch lr value_lr warmup weight_decay dropout
+        learn l2 keep ema folds adam_eps max_grad_norm""",
     "PPO": "episodes minibatch kl_coef clip value_clip lam eos_penalty score_normalization score_clip",
     "alarms": "kl_alarm min_entropy parity_tolerance parity_rms_tolerance",
     "PPO-ptx": "ptx_coef ptx_ratio ptx_reduction",
     "sampling": "n max_tokens temperature top_p stop",
-    "evaluation": """names harness include_path limit judge judge_model judge_key judge_reads
-        judge_max_tokens judge_temperature judges scorer baseline""",
+    "evaluation": """names harness include_path limit judge judge_model judge_key judge_reads judge_max_tokens
+        judge_temperature judges scorer baseline""",
     "small world": "words demonstration_prompts ranking_prompts ppo_prompts labelers through_site",
     "rounds": "rounds round_reward round_policy one_round_control",
-    "site": """site database public_url host port key second_factor end_second_factor
-        endpoint endpoint_models retention_days""",
+    "site": """site database public_url host port key second_factor end_second_factor endpoint endpoint_models
+        retention_days""",
     "serving": "action url system upstream keys store rate max_rows max_waiting timeout metrics owner allow_store days",
-    "labeling": """name kind purpose cohort priority overlap cohort_share cohort_overlap gold_share repeat_share k_least
-        k_most hourly open dry_run""",
+    "labeling": """name kind purpose cohort priority overlap cohort_share cohort_overlap gold_share
+        repeat_share k_least k_most hourly open dry_run""",
     "simulation": "tasks double_clicks walk_aways noise",
     "integrations": "allow_networks smtp mail_from openid_issuer openid_client openid_name openid_domains",
     "workload": "prompt_tokens completion_tokens records",
     "hardware": "ranks matmul bandwidth link network capacity",
     "memory and processes": "device memory auto_bf16 lora save_dtype microbatch_tokens cuda_graphs processes patience",
-    "run": """run every once out seed resume checkpoints
-        checkpoint_minutes keep_state save_every save_limit track preset config shell""",
+    "run": """run every once out seed resume checkpoints checkpoint_minutes keep_state save_every save_limit
+        track preset config shell""",
 }
 """Options by subject, in the order of the help. A name has the same subject in every command."""
 _OTHER_OPTIONS = "other options"
