@@ -69,8 +69,10 @@ def planned(stage: str, ranks: int) -> tuple[Plan, Machine]:
     assert config.planned is not None
     assert config.capacity is not None
     device, machine = resolve_machine(config, config.planned)
-    told = PlanContext(device, config.prompt_tokens, config.completion_tokens, config.records, ranks)
-    return fit_to_memory(config.planned, told, 1e9 * config.capacity), machine_with_links(machine, ranks, config)
+    told = PlanContext(
+        device, config.prompt_tokens, config.completion_tokens, config.records, ranks, capacity=1e9 * config.capacity
+    )
+    return fit_to_memory(config.planned, told), machine_with_links(machine, ranks, config)
 
 
 def row(plan: Plan, machine: Machine, alone: float) -> tuple[str, float]:

@@ -71,8 +71,10 @@ def plan_row(name: str) -> str:
     assert config.planned is not None
     assert config.capacity is not None
     device, machine = resolve_machine(config, config.planned)
-    context = PlanContext(device, config.prompt_tokens, config.completion_tokens, config.records, ranks)
-    plan = fit_to_memory(config.planned, context, 1e9 * config.capacity)
+    context = PlanContext(
+        device, config.prompt_tokens, config.completion_tokens, config.records, ranks, capacity=1e9 * config.capacity
+    )
+    plan = fit_to_memory(config.planned, context)
     machine, has_room = machine_with_links(machine, ranks, config), bool(plan.microbatch_tokens)
     shape = SHAPES[size]
     width, feed, kv = shape["hidden_size"], shape["intermediate_size"], shape["num_key_value_heads"]

@@ -24,10 +24,11 @@ from instructgpt.plan import context, memory, stages
 from instructgpt.plan.cli import fit_to_memory
 from instructgpt.plan.context import PlanContext
 from instructgpt.plan.hardware import HOP_LATENCY_S, Machine, with_links
-from instructgpt.plan.memory import adam_bytes, ppo_peaks, rank_memory, training_peaks
+from instructgpt.plan.memory import adam_bytes, count_decode_rows, ppo_peaks, rank_memory, training_peaks
 from instructgpt.plan.meta_trace import PeakMemory, TracedModel, forward_logp
 from instructgpt.plan.roofline import Phase, Plan, forward_backward_phases, optimizer_phase, ring_bytes
 from instructgpt.plan.utilization import context_from_run, read_timed_record
+from instructgpt.sampling import engine
 from instructgpt.train.configs import SFTConfig
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
@@ -221,6 +222,22 @@ def test_frozen_matrices_in_bf16_by_hand(monkeypatch):
     assert rank_memory(bf16, PlanContext(CUDA, ranks=4)).gathered == 4 * 40 + 2 * 70 + 4 * 110
 
 
+def test_as_many_rows_at_once_as_the_decoder_would_take(monkeypatch):
+    """Of 100,000 bytes 30,000 are held: half of 70,000 is for keys and values, 8 numbers of 2 bytes a token."""
+    policy = network(replace(SMALL, kv_cache_size_per_token=8, vocab_size=50), words=("bf16",))
+    gpu, held = PlanContext(CUDA, capacity=100_000.0), {"weights": 10_000.0, "Adam's moments": 20_000.0}
+    assert count_decode_rows(policy, held, 100, 512, gpu) == 35_000 // (8 * 2 * 100) == 21
+    assert count_decode_rows(policy, held, 100, 12, gpu) == 12
+    assert count_decode_rows(policy, {"weights": 120_000.0}, 100, 512, gpu) == 1
+    assert count_decode_rows(policy, held, 100, 512, PlanContext(CUDA)) == 512
+    monkeypatch.setattr(engine, "free_gpu_memory", lambda _: 70_000)
+    monkeypatch.setattr(engine, "compute_device", lambda _: CUDA)
+    monkeypatch.setattr(engine, "vocabulary_rows", lambda _: 50)
+    assert engine.max_batch_rows(None, 8 * 2 * 100) == 21
+    monkeypatch.setattr(engine, "MAX_LOGITS", 50 * 9)
+    assert count_decode_rows(policy, held, 100, 512, gpu) == engine.max_batch_rows(None, 8 * 2 * 100) == 9
+
+
 def test_as_many_tokens_at_once_as_fit(monkeypatch):
     """2,048 tokens need 2,048 bytes beside 500 that are always there;
     with room for 1,100 the stage would come to 512.
@@ -237,9 +254,9 @@ def test_as_many_tokens_at_once_as_fit(monkeypatch):
 
     monkeypatch.setattr("instructgpt.plan.cli.plan_stage", planned)
     config = make_config(SFTConfig, {"base": "b", "data": ("d",), "out": Path("o")})
-    assert fit_to_memory(config, PlanContext(CPU), 3000).microbatch_tokens == 2048
-    assert fit_to_memory(config, PlanContext(CPU), 1100).microbatch_tokens == 512
-    too_small = fit_to_memory(config, PlanContext(CPU), 499)
+    assert fit_to_memory(config, PlanContext(CPU, capacity=3000)).microbatch_tokens == 2048
+    assert fit_to_memory(config, PlanContext(CPU, capacity=1100)).microbatch_tokens == 512
+    too_small = fit_to_memory(config, PlanContext(CPU, capacity=499))
     assert (too_small.microbatch_tokens, too_small.peak_bytes, too_small.notes) == (
         0,
         2548,

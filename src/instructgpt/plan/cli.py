@@ -6,7 +6,6 @@ instructgpt plan runs/ppo
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -20,7 +19,7 @@ from instructgpt.models.policy import pick_device
 from instructgpt.plan import format
 from instructgpt.plan.configs import PlanConfig
 from instructgpt.plan.context import PlanContext
-from instructgpt.plan.hardware import Machine, benchmark_machine, with_links
+from instructgpt.plan.hardware import Machine, benchmark_machine, device_capacity, with_links
 from instructgpt.plan.roofline import Plan
 from instructgpt.plan.stages import plan_stage
 from instructgpt.plan.utilization import compute_utilization, context_from_run, read_timed_record
@@ -43,6 +42,7 @@ def main(config: PlanConfig) -> list[Plan]:
     enable_cuda_graphs(getattr(stage, "cuda_graphs", True))
     assert stage is not None
     device, base_machine = resolve_machine(config, stage)
+    capacity = device_capacity(device) if config.capacity is None else 1e9 * config.capacity
     rank_counts = config.ranks or (int(record.get("ranks", getattr(stage, "processes", 1))),)
     contexts = [
         PlanContext(
@@ -52,6 +52,7 @@ def main(config: PlanConfig) -> list[Plan]:
             config.records,
             ranks,
             stage.microbatch_tokens or None,
+            capacity,
         )
         for ranks in rank_counts
     ]
@@ -60,10 +61,7 @@ def main(config: PlanConfig) -> list[Plan]:
         plans = [plan_stage(stage, context_from_run(config.run, record, contexts[0]))]
         lines = format.format_utilization(compute_utilization(record, plans[0], machines[0]), machines[0])
     else:
-        plans = [
-            fit_to_memory(stage, context, math.inf if config.capacity is None else 1e9 * config.capacity)
-            for context in contexts
-        ]
+        plans = [fit_to_memory(stage, context) for context in contexts]
         plans_with_machines = list(zip(plans, machines, strict=True))
         lines = (
             format.format_plan(*plans_with_machines[0], device.type)
@@ -75,13 +73,14 @@ def main(config: PlanConfig) -> list[Plan]:
     return plans
 
 
-def fit_to_memory(stage: StageConfig, context: PlanContext, capacity: float) -> Plan:
+def fit_to_memory(stage: StageConfig, context: PlanContext) -> Plan:
     """Return the plan with the largest microbatch that fits, halved as the stages do; the full one if none fits.
 
     Raises:
         InputError: see `plan_stage`.
     """
     full_plan = fitted = plan_stage(stage, context)
+    capacity = context.capacity
     while fitted.peak_bytes > capacity:
         if fitted.fixed_bytes > capacity or context.budget < 2 * MIN_MICROBATCH_TOKENS:
             return replace(full_plan, notes=[*full_plan.notes, f"does not fit into {format_si(capacity, 'B')}"])

@@ -35,7 +35,10 @@ class PlanConfig(CommandConfig):
     )
     host: int = Field(8, ge=1, description="ranks on one host")
     capacity: float | None = Field(
-        None, gt=0, description="GB of memory a rank has; fewer tokens at once are planned where it is too little"
+        None,
+        gt=0,
+        description="GB of memory a rank has, by default that of this machine's GPU; fewer tokens and rows at once are "
+        "planned where it is too little",
     )
     planned: StageConfig | None = Field(None, description="what the stage was told")
 

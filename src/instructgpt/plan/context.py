@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ SYNTHETIC_RECORDS = 256
 
 @dataclass(frozen=True, slots=True)
 class PlanContext:
-    """Target device, number of ranks, stated lengths, and whether a CPU heap fragments."""
+    """Target device and its memory, number of ranks, stated lengths, and whether a CPU heap fragments."""
 
     device: torch.device
     prompt_tokens: int | None = None
@@ -27,6 +28,7 @@ class PlanContext:
     records: int | None = None
     ranks: int = 1
     microbatch_tokens: int | None = None
+    capacity: float = math.inf  # bytes of memory of a rank
     glibc_malloc: bool = field(default_factory=uses_glibc_malloc)
 
     @property

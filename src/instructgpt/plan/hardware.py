@@ -79,6 +79,13 @@ def with_links(machine: Machine, ranks: int, ranks_per_host: int, link: float, n
     )
 
 
+def device_capacity(device: torch.device) -> float:
+    """Return the bytes of memory of a GPU of this machine; infinite for any other device."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return math.inf
+    return float(torch.cuda.get_device_properties(device).total_memory)
+
+
 def uses_glibc_malloc() -> bool:
     """Return whether this process and its children use glibc's malloc."""
     return not any(name in os.environ.get("LD_PRELOAD", "") for name in _ALLOCATORS)

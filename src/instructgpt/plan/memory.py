@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from instructgpt.data.packing import TokenizedExample
@@ -10,6 +10,7 @@ from instructgpt.models.flops import BF16_BYTES, FLOAT_BYTES
 from instructgpt.plan.context import PlanContext
 from instructgpt.plan.meta_trace import PeakMemory, TracedModel
 from instructgpt.plan.roofline import ACTIVATIONS_PART, ALLOCATOR_PART
+from instructgpt.sampling.engine import CPU_CACHE_BYTES, CUDA_CACHE_SHARE, rows_within
 
 _ALLOCATOR_OVERHEAD_RATIO = 2.0
 """Unusable glibc heap bytes per byte of trained weights, or of activations where these are fewer: Adam moments and
@@ -150,15 +151,62 @@ def _distributed_peaks(
     return peaks
 
 
+def _gathered_to_sample(policy: TracedModel, context: PlanContext) -> float:
+    return held_weights(policy, frozen=True) if context.shards(policy) else 0.0
+
+
+def _cache_element_bytes(policy: TracedModel) -> int:
+    return BF16_BYTES if "bf16" in policy.memory else FLOAT_BYTES
+
+
 def _sampling_parts(policy: TracedModel, decode_rows: int, row_tokens: int, context: PlanContext) -> dict[str, float]:
-    shape, bf16 = policy.shape, "bf16" in policy.memory
+    shape = policy.shape
     return {
-        "weights gathered from other ranks": held_weights(policy, frozen=True) if context.shards(policy) else 0.0,
+        "weights gathered from other ranks": _gathered_to_sample(policy, context),
         "key-value cache": float(
-            (BF16_BYTES if bf16 else FLOAT_BYTES) * shape.kv_cache_size_per_token * decode_rows * row_tokens
+            _cache_element_bytes(policy) * shape.kv_cache_size_per_token * decode_rows * row_tokens
         ),  # taken once, for all of them
         "logits": 4.0 * FLOAT_BYTES * decode_rows * shape.vocab_size,  # and what choosing a token makes of them
     }
+
+
+def ppo_fixed_parts(
+    policy: TracedModel, value: TracedModel, frozen: Sequence[TracedModel], context: PlanContext
+) -> dict[str, float]:
+    """Return what a PPO run holds all the time. See `ppo_peaks`."""
+    policy_bytes, value_bytes = rank_memory(policy, context), rank_memory(value, context)
+    shape, bf16 = policy.shape, "bf16" in policy.memory
+    reference = 0.0 if policy.lora else rank_memory(policy, context, frozen=True).weights
+    ema = policy_bytes.gradients if policy.lora else policy_bytes.weights
+    # of a sharded policy they are gathered in bf16, and frozen ones are held in it
+    cast_parameters = 0 if context.shards(policy) else shape.matrix_parameters - shape.frozen_matrix_parameters
+    return {
+        "weights: policy, reference, average": policy_bytes.weights + reference + ema,
+        "weights: reward and value model": value_bytes.weights
+        + sum(rank_memory(model, context, frozen=True).weights for model in frozen),
+        "matrices in bf16, to sample": float(BF16_BYTES * cast_parameters * bf16),
+        "Adam's moments": policy_bytes.optimizer_state + value_bytes.optimizer_state,
+    }
+
+
+def count_decode_rows(
+    policy: TracedModel, fixed: Mapping[str, float], row_tokens: int, rows: int, context: PlanContext
+) -> int:
+    """Return how many of `rows` are decoded at once, by the decoder's own rule.
+
+    Args:
+        policy: what samples.
+        fixed: what is held meanwhile, part by part.
+        row_tokens: token slots of each row.
+        rows: those to be sampled.
+        context: its capacity bounds the KV cache on CUDA.
+    """
+    cache_bytes = float(CPU_CACHE_BYTES)
+    if context.device.type == "cuda":
+        free = context.capacity - sum(fixed.values()) - _gathered_to_sample(policy, context)
+        cache_bytes = CUDA_CACHE_SHARE * max(0.0, free)
+    row_bytes = _cache_element_bytes(policy) * policy.shape.kv_cache_size_per_token * row_tokens
+    return min(rows, rows_within(cache_bytes, max(1, row_bytes), policy.shape.vocab_size))
 
 
 def ppo_peaks(
@@ -182,18 +230,7 @@ def ppo_peaks(
         row_tokens: token slots of each row.
     """
     policy_bytes, value_bytes = rank_memory(policy, context), rank_memory(value, context)
-    shape, bf16 = policy.shape, "bf16" in policy.memory
-    reference = 0.0 if policy.lora else rank_memory(policy, context, frozen=True).weights
-    ema = policy_bytes.gradients if policy.lora else policy_bytes.weights
-    # of a sharded policy they are gathered in bf16, and frozen ones are held in it
-    cast_parameters = 0 if context.shards(policy) else shape.matrix_parameters - shape.frozen_matrix_parameters
-    fixed = {
-        "weights: policy, reference, average": policy_bytes.weights + reference + ema,
-        "weights: reward and value model": value_bytes.weights
-        + sum(rank_memory(model, context, frozen=True).weights for model in frozen),
-        "matrices in bf16, to sample": float(BF16_BYTES * cast_parameters * bf16),
-        "Adam's moments": policy_bytes.optimizer_state + value_bytes.optimizer_state,
-    }
+    fixed = ppo_fixed_parts(policy, value, frozen, context)
     sampling = _sampling_parts(policy, decode_rows, row_tokens, context)
     gradients = policy_bytes.gradients + value_bytes.gradients
     policy_peak, value_peak = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,6 @@ from instructgpt.models.families import check_supported
 from instructgpt.models.flops import BF16_BYTES, FLOAT_BYTES, SequenceShape
 from instructgpt.models.loading import load_model_config
 from instructgpt.models.policy import (
-    MAX_LOGITS,
     context_length,
     dropout_settings,
     per_token_outputs,
@@ -33,7 +32,14 @@ from instructgpt.plan.lengths import (
     sample_evenly,
     synthetic_examples,
 )
-from instructgpt.plan.memory import adam_bytes, ppo_peaks, trace_largest_microbatch, training_peaks
+from instructgpt.plan.memory import (
+    adam_bytes,
+    count_decode_rows,
+    ppo_fixed_parts,
+    ppo_peaks,
+    trace_largest_microbatch,
+    training_peaks,
+)
 from instructgpt.plan.meta_trace import ForwardFn, PeakMemory, TracedModel, forward_logp, forward_scores, forward_values
 from instructgpt.plan.roofline import (
     Phase,
@@ -48,7 +54,6 @@ from instructgpt.plan.roofline import (
     split_microbatches,
 )
 from instructgpt.records import Demonstration, Prompt, Ranking
-from instructgpt.sampling.engine import CPU_CACHE_BYTES
 from instructgpt.train import ppo
 from instructgpt.train.configs import PPOConfig, PretrainConfig, RewardConfig, SFTConfig, split_function_source
 from instructgpt.train.pretrain import build_llama_config
@@ -334,13 +339,18 @@ def _plan_ppo(config: PPOConfig, context: PlanContext) -> Plan:
     policy, value, frozen = _ppo_models(config)
     batch, notes = _synthetic_episodes(config, policy_config, context)
     notes.insert(0, f"the policy: {policy.path(context.device)}")
+    fixed = ppo_fixed_parts(policy, value, frozen.unshared, context)
     phases, decode_rows, row_tokens = _rollout_phases(
         config,
         policy,
         [*((reward, "score") for reward in frozen.rewards), (frozen.reference, "reference"), (value, "values")],
         batch,
+        fixed,
         context,
     )
+    num_sampled = -(-len(batch) // context.ranks)
+    if decode_rows < num_sampled:
+        notes.append(f"{decode_rows} of {num_sampled} episodes are sampled at once")
     scoring = [phase for phase in phases if phase.name == "score"]
     if len(scoring) > 1:
         phases = [merge_phases("score", scoring), *(phase for phase in phases if phase.name != "score")]
@@ -391,6 +401,7 @@ def _rollout_phases(
     policy: TracedModel,
     scored_by: Sequence[tuple[TracedModel, str]],
     batch: Sequence[TokenizedExample],
+    fixed: Mapping[str, float],
     context: PlanContext,
 ) -> tuple[list[Phase], int, int]:
     """Return the sampling and scoring phases of one rank, the rows decoded at once, and their token slots."""
@@ -401,12 +412,7 @@ def _rollout_phases(
     prompts, completions = [len(e.prompt_ids) for e in rank_episodes], [len(e.completion_ids) for e in rank_episodes]
     element_bytes = BF16_BYTES if "bf16" in config.memory else FLOAT_BYTES
     row_tokens = max(prompts) + config.max_tokens - 1
-    decode_rows = _decode_rows(
-        element_bytes * policy.shape.kv_cache_size_per_token * row_tokens,
-        policy.shape.vocab_size,
-        len(rank_episodes),
-        context,
-    )
+    decode_rows = count_decode_rows(policy, fixed, row_tokens, len(rank_episodes), context)
     phases = sampling_phases(policy.shape, prompts, completions, decode_rows, element_bytes)
     if context.shards(policy):
         phases = [
@@ -435,9 +441,3 @@ def _rollout_phases(
             model, read_sequences, logits, microbatch_count=microbatch_count, ranks=ranks, phase_names=(name, "")
         )[:1]
     return phases, decode_rows, row_tokens
-
-
-def _decode_rows(row_bytes: int, vocabulary: int, rows: int, context: PlanContext) -> int:
-    """Return the rows decoded at once: on a CPU as many as the cache budget allows, on CUDA all."""
-    max_rows = min(CPU_CACHE_BYTES // row_bytes, MAX_LOGITS // vocabulary)
-    return max(1, min(rows, max_rows)) if context.device.type == "cpu" else rows

@@ -38,7 +38,7 @@ from instructgpt.sampling.stop_strings import StopStrings, StopTracker
 
 CPU_CACHE_BYTES = 2**28
 """Memory for keys and values on a CPU. Four times as much makes small models slower: it misses the CPU's cache."""
-_CUDA_CACHE_SHARE = 0.5
+CUDA_CACHE_SHARE = 0.5
 """Share of a GPU's free memory for keys and values."""
 _PROBE_PROMPTS = ([1, 2, 0, 1, 2, 0, 1, 1, 2], [2, 1], [2, 1], [0], [2, 1])
 _PROBE_TOKENS = 3
@@ -133,8 +133,13 @@ def max_batch_rows(model: Any, bytes_per_row: int) -> int:
     """Return the number of rows whose keys and values, and logits, fit in memory; at least 1."""
     budget, device = CPU_CACHE_BYTES, compute_device(model)
     if device.type == "cuda":
-        budget = int(_CUDA_CACHE_SHARE * free_gpu_memory(device))
-    return max(1, min(budget // bytes_per_row, MAX_LOGITS // vocabulary_rows(model)))
+        budget = int(CUDA_CACHE_SHARE * free_gpu_memory(device))
+    return rows_within(budget, bytes_per_row, vocabulary_rows(model))
+
+
+def rows_within(cache_bytes: float, bytes_per_row: int, vocab_size: int) -> int:
+    """Return the number of rows whose keys and values fit in `cache_bytes`, and logits in `MAX_LOGITS`; at least 1."""
+    return int(max(1, min(cache_bytes / bytes_per_row, MAX_LOGITS // vocab_size)))
 
 
 def probe_cache(model: Any) -> int | None:
