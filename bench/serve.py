@@ -3,7 +3,8 @@
     python bench/serve.py                                   # 1, 8, 32 and 64 clients
     python bench/serve.py --memory 10000                    # the server's memory over so many requests
 
-The model is a random Llama whose completions of 64 tokens rarely end early. Clients are threads that stream chat
+The model is a random Llama whose completions of 64 tokens rarely end early, and whose tokens are text: a server that
+sends no incomplete characters would else seem late. Clients are threads that stream chat
 completions at temperature 1. Rates are completion tokens over the server's CPU seconds and over wall seconds; on a
 shared machine compare the first. First-token time is the median from sending a request to its first text.
 """
@@ -14,6 +15,7 @@ import argparse
 import contextlib
 import json
 import os
+import random
 import socket
 import statistics
 import subprocess
@@ -32,7 +34,7 @@ import transformers
 
 from instructgpt.data.pretraining_text import train_tokenizer
 
-MAX_TOKENS, TICKS = 64, os.sysconf("SC_CLK_TCK")
+MAX_TOKENS, VOCABULARY, TICKS = 64, 4_096, os.sysconf("SC_CLK_TCK")
 TEXTS = [f"Which of the {i} frogs by the sea number {i * 7} is green, and why? Answer in a line." for i in range(300)]
 
 
@@ -53,12 +55,16 @@ class Server:
 
 
 def make_model(folder: Path) -> None:
-    """Save a random Llama of about 5 million parameters with a tokenizer."""
-    words = train_tokenizer(TEXTS, 600)
+    """Save a random Llama of about 5 million parameters; nearly all tokens of its vocabulary are text."""
+    rng = random.Random(0)
+    syllables = [first + vowel + last for first in "bdfgklmnprst" for vowel in "aeiou" for last in "lnrst"]
+    syllable_words = (" ".join("".join(rng.choices(syllables, k=3)) for _ in range(200)) for _ in range(100))
+    words = train_tokenizer([*TEXTS, *syllable_words], VOCABULARY)
+    assert len(words) == VOCABULARY
     words.chat_template = "{% for message in messages %}{{ message['content'] + '\\n' }}{% endfor %}"
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=4_096,
+        vocab_size=VOCABULARY,
         hidden_size=256,
         intermediate_size=688,
         num_hidden_layers=6,

@@ -14,7 +14,7 @@ import pytest
 
 SRC = Path(__file__).parents[2] / "src" / "instructgpt"
 LAYERS = """
-errors io records results formatting option_names config __init__
+errors io records results formatting option_names config network __init__
 distributed.comm distributed.restart
 run
 functional statistics world
@@ -36,7 +36,7 @@ ONLY = {
     "statistics": "records errors io",
     "world": "records errors io statistics",
     "label": (
-        "records errors io results formatting config statistics world __init__ data.pii data.dedup data.use_cases"
+        "records errors io results formatting config network statistics world __init__ data.pii data.dedup data.use_cases"
         " data.background_requests"
     ),
 }
@@ -82,6 +82,7 @@ WITHOUT_TORCH = [
         "label",
         "config",
         "errors",
+        "network",
         "commands",
         "cli",
         "statistics",

@@ -296,6 +296,38 @@ def raw_request(endpoint, fields):
     return connection
 
 
+def token_counts(endpoint, path, **fields):
+    """Yield the number of tokens of each chunk of a stream as it is read."""
+    with endpoint.client.stream("POST", path, json={"stream": True, "return_token_ids": True, **fields}) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                yield sum(len(choice.get("token_ids", ())) for choice in json.loads(line[6:])["choices"])
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_a_chunk_is_sent_before_the_next_token_is_computed(endpoint, monkeypatch, path):
+    """The engine stands still after a step until the client has read the text of that step."""
+    fields = {"messages": USER} if path == CHAT else {"prompt": "hi"}
+    fields |= {"max_tokens": 6, "ignore_eos": True}
+    seeds = (seed for seed in range(500) if max(token_counts(endpoint, path, seed=seed, **fields)) == 1)
+    fields["seed"] = next(seeds)  # each token of this completion is text, so that each is sent by itself
+    engine, is_read = endpoint.state.models["policy"].engine, threading.Semaphore(0)
+    step = engine.batch.step
+
+    def step_when_read():
+        if engine.batch.rows[0].tokens:
+            assert is_read.acquire(timeout=30), "the client did not get the last token's text"
+        return step()
+
+    monkeypatch.setattr(engine.batch, "step", step_when_read)
+    num_tokens = 0
+    for count in token_counts(endpoint, path, **fields):
+        num_tokens += count
+        if count:
+            is_read.release()
+    assert num_tokens == 6
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_slots(endpoint, slow, stream):
     cancelled = slow.stats.cancelled

@@ -15,8 +15,8 @@ import httpx
 import torch
 import uvicorn
 
+from instructgpt.network import bind_socket
 from instructgpt.serve.app import EndpointState, create_endpoint_app
-from instructgpt.serve.cli import bind_socket
 from instructgpt.serve.served_model import ServedModel
 from instructgpt.serve.upstream import Upstream
 

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from instructgpt.errors import one_line
 from instructgpt.serve.errors import APIError, error_body, invalid_field
 from instructgpt.serve.gate import Gate, GuardMiddleware, format_error
-from instructgpt.serve.generation import Generation, GenerationLimits
+from instructgpt.serve.generation import LAST_EVENT, Generation, GenerationLimits
 from instructgpt.serve.metrics import RequestCounts, format_metrics
 from instructgpt.serve.request_fields import ChatFields, GenerationFields, TextFields, parse_fields, parse_messages
 from instructgpt.serve.served_model import ServedModel
@@ -145,13 +145,10 @@ async def _generate(request: Request, fields_class: type[GenerationFields]) -> R
 
 async def _stream_and_store(request: Request, generation: Generation) -> AsyncIterator[bytes]:
     """Yield a stream; what may be kept is on disk before the stream ends."""
-    last = b""
     async for event in generation.stream():
-        if last:
-            yield last
-        last = event.encode()
-    await _state(request).storage.keep(request, generated_requests(generation))
-    yield last
+        if event == LAST_EVENT:
+            await _state(request).storage.keep(request, generated_requests(generation))
+        yield event.encode()
 
 
 async def _unless_disconnected(request: Request, work: Awaitable[Any]) -> Any:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import threading
 
 import torch
@@ -16,9 +15,10 @@ import uvicorn
 from instructgpt.errors import InputError
 from instructgpt.models.loading import load_model_config, parse_named_models
 from instructgpt.models.policy import pick_device
+from instructgpt.network import bind_socket, is_loopback, socket_url
 from instructgpt.serve.app import EndpointState, create_endpoint_app
 from instructgpt.serve.configs import EndpointConfig
-from instructgpt.serve.gate import Gate, is_loopback
+from instructgpt.serve.gate import Gate
 from instructgpt.serve.generation import GenerationLimits
 from instructgpt.serve.keys import KeyFile
 from instructgpt.serve.rate_limit import RateLimiter
@@ -55,8 +55,7 @@ def main(config: EndpointConfig) -> None:
         )
     )
     with bind_socket(config.host, config.port) as listener:
-        host = f"[{config.host}]" if ":" in config.host else config.host
-        print(f"endpoint: http://{host}:{listener.getsockname()[1]}/v1 (Ctrl-C stops it)", flush=True)
+        print(f"endpoint: {socket_url(listener, config.host)}/v1 (Ctrl-C stops it)", flush=True)
         loader = _Loader(state, sources, device, config, server)
         loader.start()
         # uvicorn shuts down gracefully on Ctrl-C and then raises the signal again
@@ -113,15 +112,3 @@ class _Loader(threading.Thread):
         except Exception as error:  # the main thread raises it
             self.error = error
             self.server.should_exit = True
-
-
-def bind_socket(host: str, port: int) -> socket.socket:
-    """Return a listening socket. Raises InputError where the address cannot be used."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2_048)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(
-            f"--host {host} --port {port}: cannot listen there ({reason}); try another address or port"
-        ) from error

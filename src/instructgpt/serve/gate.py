@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from instructgpt.errors import InputError, one_line
+from instructgpt.network import is_loopback
 from instructgpt.serve.errors import APIError
 from instructgpt.serve.keys import APIKey, KeyFile
 from instructgpt.serve.metrics import RequestCounts
@@ -129,14 +129,6 @@ class GuardMiddleware:
             await format_error(error)(scope, receive, counting_send)
             return
         await self.app(scope, receive, counting_send)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host name or address is this machine's own."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _host_name(host: str) -> str:

@@ -28,6 +28,8 @@ from instructgpt.serve.served_model import ServedModel
 KEEP_ALIVE_S = 15.0
 """Seconds without a token after which a stream sends a comment, so that no proxy closes it."""
 MAX_PROMPTS_A_REQUEST = 1_024
+LAST_EVENT = "data: [DONE]\n\n"
+"""Ends each stream, also one with an error."""
 _RETRY_AFTER = {"Retry-After": "1"}
 _ERROR_STATUS = {"timeout": 504, "internal_error": 500, "shutdown": 503}
 
@@ -139,7 +141,7 @@ class Generation:
             yield format_event(error.body)
         finally:
             self.cancel()
-        yield "data: [DONE]\n\n"
+        yield LAST_EVENT
 
     async def _stream_chunks(self) -> AsyncIterator[str]:
         for index, request in enumerate(self.requests):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from instructgpt.label.playground.users import ensure_playground_link
 from instructgpt.label.site_folder import create_site_folder, is_site_folder, open_site
 from instructgpt.label.tasks import instructions
 from instructgpt.label.web.app import create_app
+from instructgpt.network import bind_socket, is_loopback, socket_url
 
 
 def init(config: InitConfig) -> None:
@@ -46,7 +46,7 @@ def init(config: InitConfig) -> None:
 
 def serve(config: ServeConfig) -> None:
     """Serve a site until it is stopped; create it first if it does not exist."""
-    if config.host not in ("127.0.0.1", "localhost", "::1") and config.public_url is None:
+    if not is_loopback(config.host) and config.public_url is None:
         print("the site is reachable from other machines without HTTPS: use a reverse proxy and set --public-url")
     site = _open_site(config) if is_site_folder(config.site) else _create_site(config, config=config)
     try:
@@ -65,30 +65,18 @@ def _run_server(site: Site, config: ServeConfig) -> None:
         server_header=False,
         timeout_graceful_shutdown=10,
     )
-    with _bind_socket(config) as listener:
-        host = f"[{config.host}]" if ":" in config.host else config.host
-        base_url = config.public_url or f"http://{host}:{listener.getsockname()[1]}"
-        print(f"labelers' site: {base_url} (Ctrl-C stops it)", flush=True)
-        _print_setup_link(site, base_url)
+    with bind_socket(config.host, config.port) as listener:
+        site_url = config.public_url or socket_url(listener, config.host)
+        print(f"labelers' site: {site_url} (Ctrl-C stops it)", flush=True)
+        _print_setup_link(site, site_url)
         if config.endpoint is not None:
-            _print_playground_link(site, base_url)
+            _print_playground_link(site, site_url)
         _print_warnings(config.site)
         # The playground's thread runs without an endpoint, too: retention does not depend on it.
         chores = CounterCheckThread(site), PlaygroundThread(site), DeliveryThread(site)
         # uvicorn shuts down gracefully on Ctrl-C and then raises the signal again.
         with chores[0], chores[1], chores[2], contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(server_config).run(sockets=[listener])
-
-
-def _bind_socket(config: ServeConfig) -> socket.socket:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    try:
-        return socket.create_server((config.host, config.port), family=family, backlog=2_048)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(
-            f"--host {config.host} --port {config.port}: cannot listen there ({reason}); try another address or port"
-        ) from error
 
 
 def _serve_settings(config: ServeConfig) -> dict[str, Any]:
