@@ -14,9 +14,9 @@ from instructgpt.label.tasks.assignments import claim_next_task, expire_leases, 
 from instructgpt.label.tasks.batches import OverlapPolicy
 from instructgpt.label.tasks.forms import DemonstrationForm, PromptForm, RankingForm, ReviewForm
 from instructgpt.label.tasks.questions import QuestionSet, complete_form
+from instructgpt.label.tasks.submission_contents import read_submission_form
 from instructgpt.label.tasks.submissions import (
     get_current_submission,
-    read_submission_form,
     set_submission_validity,
     submit_edit,
     submit_form,

@@ -41,7 +41,6 @@ ERROR_CATEGORIES = (*_OVERSIGHTS, "length", "style", "expertise", "careless", "i
 class DisputedTask:
     disagreement: TaskDisagreement
     batch_name: str
-    prompt_text: str
     settled_at: int
     """Time of the latest adjudication in milliseconds; 0 if there is none."""
 
@@ -68,21 +67,21 @@ class DisputedTaskDetail:
 
 def list_disputed_tasks(db: Session, batch: str | None = None) -> list[DisputedTask]:
     """Return tasks with opposite preferences, unsettled first, then by share of opposite pairs. Four statements."""
-    statement = (
-        select(Task.id, Batch.name, PromptRow.text, PromptRow.messages)
-        .join(Batch, Batch.id == Task.batch_id)
-        .join(PromptRow, PromptRow.id == Task.prompt_id)
-        .where(Task.kind == "rank", Task.overlap > 1)
-    )
-    task_info = {task: (name, newest_turn(text, turns)) for task, name, text, turns in db.execute(statement)}
+    rankings = load_stored_rankings(db, batch, Task.overlap > 1)
+    disputed = [row for row in find_disagreements(rankings) if row.opposite]
+    batch_names = {batch_id: name for batch_id, name in db.execute(select(Batch.id, Batch.name))}
+    batch_by_task = {row.task: batch_names[row.batch] for row in rankings}
     latest_times = select(Adjudication.task_id, Adjudication.at).order_by(Adjudication.at)
     settled = {row.task_id: row.at for row in db.execute(latest_times)}
-    rows = [
-        DisputedTask(disagreement, *task_info[disagreement.task], settled.get(disagreement.task, 0))
-        for disagreement in find_disagreements(load_stored_rankings(db, batch))
-        if disagreement.opposite and disagreement.task in task_info
-    ]
+    rows = [DisputedTask(row, batch_by_task[row.task], settled.get(row.task, 0)) for row in disputed]
     return sorted(rows, key=lambda row: bool(row.settled_at))
+
+
+def load_task_titles(db: Session, task_ids: Sequence[str]) -> dict[str, str]:
+    """Return what names each task: its prompt, or the newest turn of a conversation. One statement."""
+    statement = select(Task.id, PromptRow.text, PromptRow.messages).join(PromptRow, PromptRow.id == Task.prompt_id)
+    rows = db.execute(statement.where(Task.id.in_(task_ids)))
+    return {task: newest_turn(text, turns) for task, text, turns in rows}
 
 
 def get_task_completions(db: Session, task_id: str) -> list[CompletionRow]:
@@ -98,7 +97,7 @@ def get_disputed_task(db: Session, task_id: str) -> DisputedTaskDetail:
     if task is None or task.kind != "rank" or task.prompt_id is None:
         raise SiteError(404, "no_such_task")
     batch, prompt = db.get_one(Batch, task.batch_id), db.get_one(PromptRow, task.prompt_id)
-    rankings = [row for row in load_stored_rankings(db, batch.id) if row.task == task_id and row.round == 0]
+    rankings = [row for row in load_stored_rankings(db, only=Task.id == task_id) if row.round == 0]
     # The random end of the submission's id, not its leading time, decides the order: it hides who was first.
     rankings.sort(key=lambda row: row.submission[::-1])
     index_by_submission = {row.submission: index for index, row in enumerate(rankings)}
@@ -112,7 +111,7 @@ def get_disputed_task(db: Session, task_id: str) -> DisputedTaskDetail:
         rankings=rankings,
         ratings={
             (index_by_submission[row.submission], row.completion): row
-            for row in load_stored_ratings(db, batch.id)
+            for row in load_stored_ratings(db, only=Task.id == task_id)
             if row.submission in index_by_submission
         },
         consensus=_consensus_ranking(rankings),

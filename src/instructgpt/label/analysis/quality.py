@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from instructgpt.label.db.models.people import Person
 from instructgpt.label.db.models.quality import GoldAnswer
 from instructgpt.label.db.models.submissions import RankingRow
 from instructgpt.label.db.models.tasks import Batch, Task
-from instructgpt.label.tasks.questions import iter_unanswered, parse_questions
+from instructgpt.label.tasks.questions import OpenQuestionCounter, parse_questions
 from instructgpt.records import LABELS
 
 if TYPE_CHECKING:
@@ -122,8 +122,9 @@ def compute_quality(db: Session, batch: str | None = None) -> QualityReport:
     golds = _read_gold_rankings(db, batch)
     names_by_person = {person: rest for person, *rest in db.execute(select(Person.id, Person.name, Person.pseudonym))}
     cells = agreement.compare_labelers(rankings)
-    gold_agreement = agreement.gold_agreement(_key_by_task(rankings), golds)
-    repeat_agreement = agreement.intra_labeler_agreement(_key_by_task(rankings))
+    by_task = _key_by_task(rankings)
+    gold_agreement = agreement.gold_agreement(by_task, golds)
+    repeat_agreement = agreement.intra_labeler_agreement(by_task)
     open_questions = _count_open_questions(db, rankings, ratings)
     by_cohort = {cohort: [row for row in rankings if row.cohort == cohort] for cohort in _COHORT_GROUPS}
     by_labeler = {row.labeler: row for row in agreement.agreement_by_labeler(cells)}
@@ -142,13 +143,28 @@ def compute_quality(db: Session, batch: str | None = None) -> QualityReport:
             rankings, ratings, names_by_person, by_labeler, gold_agreement, repeat_agreement, open_questions
         ),
         matrix=agreement.agreement_matrix(cells),
-        disagreements=find_disagreements(rankings),
+        disagreements=_find_disagreements(by_task),
     )
 
 
-def _key_by_task(rankings: Iterable[StoredRanking]) -> list[StoredRanking]:
-    """Replace each prompt by the task: several tasks may share a prompt, and the statistics group by prompt."""
-    return [replace(row, prompt=row.task) for row in rankings]
+@dataclass(frozen=True, slots=True)
+class _TaskRanking:
+    """A ranking whose prompt is the task: several tasks may share a prompt, and the statistics group by prompt."""
+
+    prompt: str
+    labeler: str
+    completions: tuple[str, ...]
+    ranks: tuple[int, ...]
+    is_first: bool
+    """Neither a hidden repeat nor gold."""
+    models: None = None
+
+
+def _key_by_task(rankings: Iterable[StoredRanking]) -> list[_TaskRanking]:
+    return [
+        _TaskRanking(row.task, row.labeler, row.completions, row.ranks, row.round == 0 and not row.gold)
+        for row in rankings
+    ]
 
 
 def _read_gold_rankings(db: Session, batch: str | None = None) -> list[StoredRanking]:
@@ -213,11 +229,12 @@ def _count_open_questions(
     for rating in ratings:
         ratings_by_submission.setdefault(rating.submission, {})[rating.completion] = rating
     counts = Counter[tuple[str, bool]]()
+    counter = OpenQuestionCounter(questions)
     for row in rankings:
         submitted = ratings_by_submission.get(row.submission, {})
-        task_answers = answers.get(row.submission, {})
-        for entry in iter_unanswered(questions[row.batch], task_answers, submitted, row.completions):
-            counts[row.labeler, entry.name == "rating"] += 1
+        unrated, unanswered = counter.count(row.batch, answers.get(row.submission, {}), submitted, row.completions)
+        counts[row.labeler, True] += unrated
+        counts[row.labeler, False] += unanswered
     return counts
 
 
@@ -280,10 +297,14 @@ def _agreement_sort_key(profile: LabelerProfile) -> tuple[bool, float, str]:
 
 def find_disagreements(rankings: Sequence[StoredRanking]) -> list[TaskDisagreement]:
     """Return the tasks of several labelers, largest disagreement first, without hidden repeats and gold."""
+    return _find_disagreements(_key_by_task(rankings))
+
+
+def _find_disagreements(rankings: Sequence[_TaskRanking]) -> list[TaskDisagreement]:
     from instructgpt.statistics import agreement
 
-    first_rankings = [row for row in _key_by_task(rankings) if row.round == 0 and not row.gold]
-    labelers = Counter(row.task for row in first_rankings)
+    first_rankings = [row for row in rankings if row.is_first]
+    labelers = Counter(row.prompt for row in first_rankings)
     cells = agreement.compare_labelers(first_rankings)
     opposite, decided = Counter[int](), Counter[int]()
     columns = (cells.prompt.tolist(), cells.discordant.tolist(), cells.concordant.tolist())

@@ -5,11 +5,12 @@ Each function executes a fixed number of SQL statements, independent of the numb
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, select
+from sqlalchemy import ColumnElement, Select, Text, and_, cast, func, select
 from sqlalchemy.orm import Session
 
 from instructgpt.label.db.models.people import Person
@@ -53,7 +54,9 @@ class StoredRating:
     labels: Mapping[str, bool | None]
 
 
-def _is_current(kind: TaskKind, batch: str | None = None) -> ColumnElement[bool]:
+def _is_current(
+    kind: TaskKind, batch: str | None = None, only: ColumnElement[bool] | None = None
+) -> ColumnElement[bool]:
     condition = and_(
         Submission.kind == kind,
         Submission.replaced_at.is_(None),
@@ -61,7 +64,8 @@ def _is_current(kind: TaskKind, batch: str | None = None) -> ColumnElement[bool]
         Task.state != "withdrawn",
         Batch.screening.is_(None),
     )
-    return condition if batch is None else and_(condition, Task.batch_id == batch)
+    condition = condition if batch is None else and_(condition, Task.batch_id == batch)
+    return condition if only is None else and_(condition, only)
 
 
 def join_task_and_batch(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
@@ -72,12 +76,17 @@ def join_task_and_batch(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[An
     )
 
 
-def load_stored_rankings(db: Session, batch: str | None = None) -> list[StoredRanking]:
-    """Return the current rankings of one batch, or of all batches, oldest first. Two statements."""
+def load_stored_rankings(
+    db: Session, batch: str | None = None, only: ColumnElement[bool] | None = None
+) -> list[StoredRanking]:
+    """Return the current rankings of one batch, or of all batches, oldest first. Two statements.
+
+    `only`: a condition on tasks.
+    """
     items: dict[str, list[tuple[str, int]]] = {}
     statement = select(RankingItem.submission_id, RankingItem.completion_id, RankingItem.rank).select_from(Submission)
     statement = join_task_and_batch(statement).join(RankingItem, RankingItem.submission_id == Submission.id)
-    statement = statement.where(_is_current("rank", batch)).order_by(RankingItem.submission_id, RankingItem.shown)
+    statement = statement.where(_is_current("rank", batch, only)).order_by(RankingItem.submission_id, RankingItem.shown)
     for submission, completion, rank in db.execute(statement):
         items.setdefault(submission, []).append((completion, rank))
     rankings_statement = join_task_and_batch(
@@ -100,19 +109,33 @@ def load_stored_rankings(db: Session, batch: str | None = None) -> list[StoredRa
     rankings_statement = (
         rankings_statement.join(Person, Person.id == Assignment.person_id)
         .join(PromptRow, PromptRow.id == Task.prompt_id)
-        .where(_is_current("rank", batch))
+        .where(_is_current("rank", batch, only))
     )
     rows = db.execute(rankings_statement.order_by(Submission.created_at, Submission.id))
     # The columns and (completions, ranks) follow the order of StoredRanking's fields.
     return [StoredRanking(*row, *zip(*items[row[0]], strict=True)) for row in rows if row[0] in items]
 
 
-def load_stored_ratings(db: Session, batch: str | None = None) -> list[StoredRating]:
-    """Return the ratings of the current rankings, ordered by submission. One statement."""
-    columns = (Rating.submission_id, Rating.completion_id, Rating.rating, Rating.labels)
+def load_stored_ratings(
+    db: Session, batch: str | None = None, only: ColumnElement[bool] | None = None
+) -> list[StoredRating]:
+    """Return the ratings of the current rankings, ordered by submission. One statement.
+
+    `only`: a condition on tasks. Equal labels are one object: most completions have few different ones, and reading
+    JSON would take most of the time.
+    """
+    columns = (Rating.submission_id, Rating.completion_id, Rating.rating, cast(Rating.labels, Text))
     statement = join_task_and_batch(select(*columns).select_from(Submission))
-    statement = statement.join(Rating, Rating.submission_id == Submission.id).where(_is_current("rank", batch))
-    return [StoredRating(*row) for row in db.execute(statement.order_by(Rating.submission_id, Rating.completion_id))]
+    statement = statement.join(Rating, Rating.submission_id == Submission.id).where(_is_current("rank", batch, only))
+    labels_by_text: dict[str, dict[str, bool | None]] = {}
+    ratings = []
+    for submission, completion, rating, text in db.execute(
+        statement.order_by(Rating.submission_id, Rating.completion_id)
+    ):
+        if (labels := labels_by_text.get(text)) is None:
+            labels = labels_by_text[text] = json.loads(text)
+        ratings.append(StoredRating(submission, completion, rating, labels))
+    return ratings
 
 
 def load_completion_models(db: Session, batch: str | None = None) -> dict[tuple[str, str], tuple[str, ...]]:

@@ -37,7 +37,7 @@ from instructgpt.label.db.models import (
 )
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks.batches import withdraw_prompt
-from instructgpt.label.tasks.submissions import read_submission_form
+from instructgpt.label.tasks.submission_contents import read_submission_forms
 
 WITHDRAWN_BY_LABELER = "withdrawn by the labeler"
 _STATUS_COLUMNS = ("role", "status", "cohort", "fold", "pseudonym")
@@ -56,6 +56,7 @@ def export_personal_data(db: Session, person: Person) -> dict[str, Any]:
         .where(InstructionsRead.person_id == person.id)
         .order_by(InstructionsRead.at)
     )
+    forms = read_submission_forms(db, submissions)
     return {
         "account": {name: getattr(person, name) for name in _ACCOUNT_COLUMNS},
         "consents": _select_columns(db, Consent, Consent.person_id == person.id, "version", "at", "withdrawn_at"),
@@ -79,7 +80,7 @@ def export_personal_data(db: Session, person: Person) -> dict[str, Any]:
                 "replaced_at": submission.replaced_at,
                 "wall_ms": submission.wall_ms,
             }
-            | read_submission_form(db, submission).model_dump(mode="json")
+            | forms[submission.id].model_dump(mode="json")
             for submission in submissions
         ],
         "drafts": _select_columns(

@@ -6,7 +6,7 @@ to another one (`when`). Without a document the questions are the paper's, all o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Annotated, Any, Literal, Self
 
@@ -266,3 +266,39 @@ def iter_unanswered(
         for name, question in questions.active("completion").items():
             if name not in labels and is_asked(question, {**answers, **labels}):
                 yield Unanswered(completion=completion, name=name, required=question.answer == "required")
+
+
+class OpenQuestionCounter:
+    """Counts the open questions of many rankings; what depends only on the answers is worked out once."""
+
+    def __init__(self, questions: Mapping[str, QuestionSet]) -> None:
+        """Take the questions of each batch."""
+        self._questions = questions
+        self._counts: dict[Hashable, tuple[int, int]] = {}
+
+    def count(
+        self, batch: str, answers: Answers, ratings: Mapping[str, Any], completions: Sequence[str]
+    ) -> tuple[int, int]:
+        """Return the numbers of open ratings and of other open questions."""
+        of_task = tuple(answers.items())
+        unrated, unanswered = self._count_once(batch, answers, of_task, None, None)
+        for completion in completions:
+            more = self._count_once(batch, answers, of_task, completion, ratings.get(completion))
+            unrated, unanswered = unrated + more[0], unanswered + more[1]
+        return unrated, unanswered
+
+    def _count_once(
+        self, batch: str, answers: Answers, of_task: Hashable, completion: str | None, rating: Any
+    ) -> tuple[int, int]:
+        """Count the questions of one completion, or those of the task (None)."""
+        labels = tuple(rating.labels.items()) if rating else None
+        key = (batch, of_task, completion is None, labels, rating is None or rating.rating is None)
+        if (counts := self._counts.get(key)) is None:
+            ratings = {} if completion is None or rating is None else {completion: rating}
+            entries = iter_unanswered(
+                self._questions[batch], answers, ratings, [] if completion is None else [completion]
+            )
+            open_names = [each.name for each in entries if (each.completion is None) == (completion is None)]
+            unrated = open_names.count("rating")
+            counts = self._counts[key] = (unrated, len(open_names) - unrated)
+        return counts

@@ -1,6 +1,6 @@
 """Submit, edit and undo work. Submissions are append-only: an edit adds a version, an undo retires the current one.
 
-Typed rows hold the contents of a form, for training and exports.
+Typed rows hold the contents of a form, for training and exports (`submission_contents`).
 """
 
 from __future__ import annotations
@@ -12,14 +12,8 @@ from instructgpt.label.context import Settings
 from instructgpt.label.db.models import (
     Assignment,
     Batch,
-    DemonstrationRow,
     Draft,
     Person,
-    PromptReview,
-    PromptRow,
-    RankingItem,
-    RankingRow,
-    Rating,
     Submission,
     Task,
     TaskCompletion,
@@ -27,21 +21,12 @@ from instructgpt.label.db.models import (
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks.assignments import MINUTE_MS, cancel_skip, lease_duration_ms, lock_assignment, undo_skip
 from instructgpt.label.tasks.drafts import get_draft
-from instructgpt.label.tasks.forms import (
-    CompletionRating,
-    DemonstrationForm,
-    PromptForm,
-    RankingForm,
-    ReviewForm,
-    SubmissionForm,
-    tier_ranks,
-)
-from instructgpt.label.tasks.ingest import text_hash
+from instructgpt.label.tasks.forms import RankingForm, SubmissionForm
 from instructgpt.label.tasks.questions import batch_questions, complete_form, list_unanswered
+from instructgpt.label.tasks.submission_contents import read_submission_form, withdraw_written_prompt, write_contents
 from instructgpt.label.tasks.task_events import record_batch_completion, record_submission
 
 _MAX_KEY_LENGTH = 200
-_REVIEW_COLUMNS = ("use_case", "personal_data", "sensitive", "labels", "rejected")
 
 
 def submit_form(
@@ -98,7 +83,7 @@ def undo_submission(db: Session, settings: Settings, assignment: Assignment, now
     _check_editable(db, settings, locked, task, now_ms)
     withdrawn = _retire_current(db, locked, now_ms)
     payload = read_submission_form(db, withdrawn).model_dump(mode="json")
-    _withdraw_written_prompt(db, withdrawn, now_ms)
+    withdraw_written_prompt(db, withdrawn, now_ms)
     draft = get_draft(db, locked)
     if draft is None:
         draft = Draft(assignment_id=locked.id, rev=0, payload=payload)
@@ -235,7 +220,7 @@ def _insert_version(
     )
     db.add(submission)
     db.flush()
-    _write_contents(db, submission, assignment, task, form)
+    write_contents(db, submission, assignment, task, form)
     if (draft := get_draft(db, assignment)) is not None:
         db.delete(draft)
     db.flush()
@@ -257,111 +242,3 @@ def undo_last_action(db: Session, settings: Settings, assignment: Assignment, no
         undo_skip(db, settings, assignment, now_ms)
     else:
         undo_submission(db, settings, assignment, now_ms)
-
-
-# --- contents ---------------------------------------------------------------------------------------------------------
-
-
-def _write_contents(
-    db: Session, submission: Submission, assignment: Assignment, task: Task, form: SubmissionForm
-) -> None:
-    """Write the contents of a form to the tables of its kind."""
-    if isinstance(form, RankingForm):
-        _write_ranking(db, submission, assignment, form)
-    elif isinstance(form, DemonstrationForm):
-        ids = {"submission_id": submission.id, "person_id": assignment.person_id, "prompt_id": task.prompt_id}
-        db.add(DemonstrationRow(**ids, text=form.text, text_hash=text_hash(form.text)))
-    elif isinstance(form, PromptForm):
-        _withdraw_earlier_prompts(db, assignment, submission.created_at)
-        db.add(_build_prompt_row(submission, assignment, form))
-    elif isinstance(form, ReviewForm):
-        db.add(PromptReview(submission_id=submission.id, **form.model_dump(include=set(_REVIEW_COLUMNS))))
-    db.flush()
-
-
-def _write_ranking(db: Session, submission: Submission, assignment: Assignment, form: RankingForm) -> None:
-    positions = {completion: position for position, completion in enumerate(assignment.shown)}
-    ranking = RankingRow(submission_id=submission.id, answers=form.answers or None)
-    ranking.none_acceptable, ranking.confidence = form.none_acceptable, form.confidence
-    db.add(ranking)
-    for completion, (tier, rank) in tier_ranks(form.tiers).items():
-        key = {"submission_id": submission.id, "completion_id": completion}
-        db.add(RankingItem(**key, tier=tier, rank=rank, shown=positions[completion]))
-    for rating in form.ratings:
-        key = {"submission_id": submission.id, "completion_id": rating.completion}
-        db.add(Rating(**key, rating=rating.rating, labels=rating.labels, note=rating.note))
-
-
-def _build_prompt_row(submission: Submission, assignment: Assignment, form: PromptForm) -> PromptRow:
-    text = _format_written_prompt(form)
-    return PromptRow(
-        text=text,
-        text_hash=text_hash(text),
-        source=f"labeler_{form.form}",
-        use_case=form.use_case,
-        sensitive=form.sensitive,
-        author_id=assignment.person_id,
-        submission_id=submission.id,
-        created_at=submission.created_at,
-        written=form.model_dump(mode="json", include={"form", "text", "examples"}),
-    )
-
-
-def _format_written_prompt(form: PromptForm) -> str:
-    """Join the instruction and the examples of a written prompt, with blank lines between."""
-    examples = [f"Input: {prompt}\nOutput: {completion}" for prompt, completion in form.examples]
-    return "\n\n".join([form.text, *examples])
-
-
-def _withdraw_earlier_prompts(db: Session, assignment: Assignment, now_ms: int) -> None:
-    """Withdraw prompts written in earlier versions of this submission."""
-    versions = select(Submission.id).where(Submission.assignment_id == assignment.id)
-    written_prompts = select(PromptRow).where(PromptRow.submission_id.in_(versions), PromptRow.withdrawn_at.is_(None))
-    for prompt in db.scalars(written_prompts):
-        prompt.withdrawn_at = now_ms
-
-
-def _withdraw_written_prompt(db: Session, submission: Submission, now_ms: int) -> None:
-    """Withdraw the prompt of a submission that is undone."""
-    if submission.kind == "write":
-        written_prompts = select(PromptRow).where(
-            PromptRow.submission_id == submission.id, PromptRow.withdrawn_at.is_(None)
-        )
-        for prompt in db.scalars(written_prompts):
-            prompt.withdrawn_at = now_ms
-
-
-def read_submission_form(db: Session, submission: Submission) -> SubmissionForm:
-    """Read a submission back as its form, with completions in the order in which they were shown."""
-    common_fields = {"note": submission.note, "active_ms": submission.active_ms, "pasted": submission.pasted}
-    if submission.kind == "rank":
-        return _read_ranking_form(db, submission, common_fields)
-    if submission.kind == "demonstrate":
-        text = db.get_one(DemonstrationRow, submission.id).text
-        return DemonstrationForm.model_validate({**common_fields, "text": text, "meant_empty": not text.strip()})
-    if submission.kind == "write":
-        prompt = db.scalars(select(PromptRow).where(PromptRow.submission_id == submission.id)).one()
-        return PromptForm.model_validate(
-            {**common_fields, **(prompt.written or {}), "use_case": prompt.use_case, "sensitive": prompt.sensitive}
-        )
-    review = db.get_one(PromptReview, submission.id)
-    answers = {name: getattr(review, name) for name in _REVIEW_COLUMNS}
-    return ReviewForm.model_validate({**common_fields, **answers})
-
-
-def _read_ranking_form(db: Session, submission: Submission, common_fields: dict[str, object]) -> RankingForm:
-    statement = select(RankingItem).where(RankingItem.submission_id == submission.id)
-    items = db.scalars(statement.order_by(RankingItem.shown)).all()
-    tiers: list[list[str]] = [[] for _ in range(max((item.tier for item in items), default=0))]
-    for item in items:
-        tiers[item.tier - 1].append(item.completion_id)
-    positions = {item.completion_id: item.shown for item in items}
-    rating_rows = db.scalars(select(Rating).where(Rating.submission_id == submission.id)).all()
-    ratings = [
-        CompletionRating(completion=row.completion_id, rating=row.rating, labels=row.labels, note=row.note)
-        for row in sorted(rating_rows, key=lambda row: positions[row.completion_id])
-    ]
-    ranking = db.get_one(RankingRow, submission.id)
-    answers = {"answers": ranking.answers or {}}
-    overall = {"none_acceptable": ranking.none_acceptable, "confidence": ranking.confidence, **answers}
-    return RankingForm.model_validate({**common_fields, "ratings": ratings, "tiers": tiers, **overall})

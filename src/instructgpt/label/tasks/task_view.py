@@ -15,7 +15,7 @@ from instructgpt.label.db.models.tasks import Task
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks.forms import PROMPT_LABELS
 from instructgpt.label.tasks.questions import QuestionSet, RatingQuestion, batch_questions
-from instructgpt.label.tasks.submissions import read_submission_form
+from instructgpt.label.tasks.submission_contents import read_submission_form
 from instructgpt.label.vocabulary import TaskKind
 
 

@@ -16,7 +16,7 @@ from instructgpt.label.db.models import Assignment, Batch, CompletionRow, Person
 from instructgpt.label.db.staging import write_in_portions
 from instructgpt.label.exchange.export_rows import prompt_fields
 from instructgpt.label.tasks import batches
-from instructgpt.label.tasks.submissions import read_submission_form
+from instructgpt.label.tasks.submission_contents import read_submission_forms
 from instructgpt.label.vocabulary import TaskKind
 from instructgpt.label.web.api.prompts import PromptRequest, to_prompt_out
 from instructgpt.label.web.api.schemas import CursorPage, RequestModel, sanitize
@@ -279,6 +279,8 @@ def list_submissions(
     statement = statement.where(Submission.created_at >= since) if since is not None else statement
     statement = statement.where(Submission.kind == kind) if kind else statement
     with get_site(request).database.read() as db:
+        rows = db.execute(statement).all()
+        forms = read_submission_forms(db, [row for row, _, _ in rows])
         submissions = [
             SubmissionOut(
                 id=row.id,
@@ -288,13 +290,13 @@ def list_submissions(
                 kind=row.kind,
                 version=row.version,
                 round=assignment.round,
-                form=read_submission_form(db, row).model_dump(mode="json"),
+                form=forms[row.id].model_dump(mode="json"),
                 active_ms=row.active_ms,
                 surplus=row.surplus,
                 invalid_reason=row.invalid_reason,
                 created_at=row.created_at,
                 replaced_at=row.replaced_at,
             )
-            for row, assignment, pseudonym in db.execute(statement).all()
+            for row, assignment, pseudonym in rows
         ]
     return SubmissionPage(submissions=submissions, next=submissions[-1].id if len(submissions) == limit else None)

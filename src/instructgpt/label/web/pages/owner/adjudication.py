@@ -51,8 +51,9 @@ async def read_tiers_form(request: Request) -> TiersForm:
 def show_adjudication_queue(request: Request, _: TeamUser) -> Response:
     with get_site(request).database.read() as db:
         tasks, hidden_names = adjudication.list_disputed_tasks(db), get_hidden_model_names(db)
-    rows = tasks[:_MAX_LISTED]
-    texts = {row.disagreement.task: redact_model_names(row.prompt_text, hidden_names)[:_PREVIEW_LENGTH] for row in rows}
+        rows = tasks[:_MAX_LISTED]
+        titles = adjudication.load_task_titles(db, [row.disagreement.task for row in rows])
+    texts = {task: redact_model_names(text, hidden_names)[:_PREVIEW_LENGTH] for task, text in titles.items()}
     return render_page(request, "owner/adjudication.html", rows=rows, total=len(tasks), texts=texts)
 
 

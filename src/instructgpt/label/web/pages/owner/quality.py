@@ -11,13 +11,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from instructgpt.label.analysis import quality
+from instructgpt.label.analysis.adjudication import load_task_titles
 from instructgpt.label.analysis.quality import TYPICAL_AGREEMENT_RANGE, QualityReport
 from instructgpt.label.analysis.results import get_hidden_model_names, redact_model_names
 from instructgpt.label.auth.dependencies import TeamUser, get_site
-from instructgpt.label.db.models import Batch, PromptRow, Task
+from instructgpt.label.db.models import Batch
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks.questions import load_own_questions
-from instructgpt.label.tasks.task_view import newest_turn
 from instructgpt.label.web import charts
 from instructgpt.label.web.params import or_404
 from instructgpt.label.web.rendering import render_page
@@ -57,10 +57,9 @@ def show_quality(request: Request, _: TeamUser, batch: str = "") -> Response:
 
 def _load_prompts(db: Session, task_ids: Sequence[str]) -> dict[str, str]:
     """Return what names each task: its prompt, or the newest turn of a conversation, without hidden model names."""
-    statement = select(Task.id, PromptRow.text, PromptRow.messages).join(PromptRow, PromptRow.id == Task.prompt_id)
     hidden_names = get_hidden_model_names(db)
-    rows = db.execute(statement.where(Task.id.in_(task_ids)))
-    return {task: redact_model_names(newest_turn(text, turns), hidden_names) for task, text, turns in rows}
+    titles = load_task_titles(db, task_ids)
+    return {task: redact_model_names(text, hidden_names) for task, text in titles.items()}
 
 
 def _load_quality(request: Request, batch: str) -> tuple[QualityReport, list[tuple[str, str]]]:
