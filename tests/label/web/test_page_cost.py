@@ -83,10 +83,13 @@ def test_statement_count_of_pages_is_constant_in_rows(site):
         "/api/v1/submissions?limit=1000",
         "/api/v1/prompts?limit=1000",
         f"/api/v1/batches/{work.batch}/tasks?limit=1000",
-        
     ]
     owner, labeler = client_of(site, olga), client_of(site, crowd[0])
-    asked = [(owner, path) for path in of_owner] + [(labeler, "/home"), (labeler, "/history"), (labeler, "/account/data")]
+    asked = [(owner, path) for path in of_owner] + [
+        (labeler, "/home"),
+        (labeler, "/history"),
+        (labeler, "/account/data"),
+    ]
     few = [statements(site, *each) for each in asked]
     more = people(site, *[f"more {number}" for number in range(6)])
     for number in range(3):

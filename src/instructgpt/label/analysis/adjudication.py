@@ -69,7 +69,7 @@ def list_disputed_tasks(db: Session, batch: str | None = None) -> list[DisputedT
     """Return tasks with opposite preferences, unsettled first, then by share of opposite pairs. Four statements."""
     rankings = load_stored_rankings(db, batch, Task.overlap > 1)
     disputed = [row for row in find_disagreements(rankings) if row.opposite]
-    batch_names = {batch_id: name for batch_id, name in db.execute(select(Batch.id, Batch.name))}
+    batch_names = {row.id: row.name for row in db.execute(select(Batch.id, Batch.name))}
     batch_by_task = {row.task: batch_names[row.batch] for row in rankings}
     latest_times = select(Adjudication.task_id, Adjudication.at).order_by(Adjudication.at)
     settled = {row.task_id: row.at for row in db.execute(latest_times)}

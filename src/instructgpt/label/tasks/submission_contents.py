@@ -124,14 +124,15 @@ def _iter_forms(db: Session, submissions: Sequence[Submission]) -> Iterator[tupl
     if rankings := by_kind.get("rank"):
         yield from _iter_ranking_forms(db, rankings)
     if demonstrations := by_kind.get("demonstrate"):
-        rows = db.scalars(select(DemonstrationRow).where(DemonstrationRow.submission_id.in_(demonstrations)))
-        for row in rows:
-            fields = {**demonstrations[row.submission_id], "text": row.text, "meant_empty": not row.text.strip()}
-            yield row.submission_id, DemonstrationForm.model_validate(fields)
-    if written := by_kind.get("write"):
-        for prompt in db.scalars(select(PromptRow).where(PromptRow.submission_id.in_(written))):
+        of_demonstrations = select(DemonstrationRow).where(DemonstrationRow.submission_id.in_(demonstrations))
+        for demonstration in db.scalars(of_demonstrations):
+            key, text = demonstration.submission_id, demonstration.text
+            fields = {**demonstrations[key], "text": text, "meant_empty": not text.strip()}
+            yield key, DemonstrationForm.model_validate(fields)
+    if write_fields := by_kind.get("write"):
+        for prompt in db.scalars(select(PromptRow).where(PromptRow.submission_id.in_(write_fields))):
             assert prompt.submission_id is not None
-            fields = {**written[prompt.submission_id], **(prompt.written or {})}
+            fields = {**write_fields[prompt.submission_id], **(prompt.written or {})}
             fields |= {"use_case": prompt.use_case, "sensitive": prompt.sensitive}
             yield prompt.submission_id, PromptForm.model_validate(fields)
     if reviews := by_kind.get("review"):
@@ -140,9 +141,7 @@ def _iter_forms(db: Session, submissions: Sequence[Submission]) -> Iterator[tupl
             yield review.submission_id, ReviewForm.model_validate({**reviews[review.submission_id], **answers})
 
 
-def _iter_ranking_forms(
-    db: Session, common_fields: dict[str, dict[str, Any]]
-) -> Iterator[tuple[str, RankingForm]]:
+def _iter_ranking_forms(db: Session, common_fields: dict[str, dict[str, Any]]) -> Iterator[tuple[str, RankingForm]]:
     items: dict[str, list[RankingItem]] = {submission: [] for submission in common_fields}
     ratings: dict[str, list[Rating]] = {submission: [] for submission in common_fields}
     of_items = select(RankingItem).where(RankingItem.submission_id.in_(common_fields)).order_by(RankingItem.shown)
