@@ -45,7 +45,7 @@ def sample_alone(model, row):
     batch, logps = RowBatch(model, 64, LOTS), []
     batch.add(row)
     while not row.is_finished:
-        logps += batch.step()
+        logps += [logp for _, logp in batch.step()]
     return row.tokens, logps
 
 
@@ -56,7 +56,7 @@ def run_together(batch, rows, generator):
         while waiting and batch.fits(waiting[0]) and generator.random() < 0.95:
             batch.add(waiting.pop(0))
         if batch.rows:
-            for row, logp in zip(list(batch.rows), batch.step(), strict=True):
+            for row, logp in batch.step():
                 logps[id(row)].append(logp)
             batch.remove([row for row in batch.rows if row.is_finished])
     return [logps[id(row)] for row in rows]
@@ -118,6 +118,19 @@ def test_n_rows_share_one_prefill_also_when_they_enter_later(models):
     batch.remove(rows[:1])
     assert not batch.add(rows[3])
     assert not batch.add(rows[4])
+
+
+def test_a_new_row_has_its_first_token_before_the_others_have_another(models):
+    """A step after a prefill costs no forward pass: it samples from the prefill's logits."""
+    batch = RowBatch(models["llama"], 64, LOTS)
+    first, second = (Row(prompt, SamplingParams(()), 10, 0) for prompt in ((1, 2, 3), (4, 5)))
+    batch.add(first)
+    batch.step()
+    batch.step()
+    batch.add(second)
+    assert [row for row, _ in batch.step()] == [second]
+    assert [row for row, _ in batch.step()] == [first, second]
+    assert (len(first.tokens), len(second.tokens)) == (3, 2)
 
 
 def test_no_cache(models, monkeypatch):

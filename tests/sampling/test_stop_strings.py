@@ -115,6 +115,22 @@ def test_stream_of_text_equals_decoding_everything(policy):
     assert [part for part in parts if part] == ["🙂", "🙂"]
 
 
+def test_stream_of_bytes_that_are_no_text_stays_cheap(policy):
+    """Of a long run without a whole character only a bounded part is decoded again, and all of it is returned."""
+    _, render = policy
+    half = render.encode_text("é")[0]
+    sizes = []
+
+    def decode(tokens):
+        sizes.append(len(tokens))
+        return render.decode(tokens)
+
+    stream = IncrementalDetokenizer(decode)
+    text = "".join([stream.push(half) for _ in range(1_000)]) + stream.flush()
+    assert text == render.decode([half] * 1_000)
+    assert max(sizes) <= 600
+
+
 def test_matcher_finds_every_string_as_early_as_decoding_everything(policy):
     _, render = policy
     rng = random.Random(5)

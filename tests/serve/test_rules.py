@@ -12,6 +12,7 @@ from support.serving import run_endpoint, serve_app
 
 from instructgpt.models.policy import load_policy
 from instructgpt.sampling.engine import sample_tokens
+from instructgpt.sampling.random_streams import default_stream_keys
 from instructgpt.serve import engine as engine_module
 from instructgpt.serve.app import EndpointState, create_endpoint_app
 from instructgpt.serve.gate import Gate
@@ -180,6 +181,25 @@ def test_the_same_text_alone_and_among_64(endpoint):
     assert [results[i] for i in range(4)] == alone
     assert alone[0][0]["message"]["content"] != alone[0][1]["message"]["content"]
     assert endpoint.chat("Name 0", seed=10**30 - 1, max_tokens=3)  # any whole number
+
+
+def test_the_same_random_numbers_as_our_sampler(endpoint, save):
+    """Prompts of one call are numbered like the lines of a file of prompts, their completions like those of -n."""
+    model, words = load_policy(save("llama"), CPU)
+    prompts = [words.encode_text(text) for text in ("Where is Seoul?", "The sea", "The sea")]
+    sampled = sample_tokens(
+        model,
+        [prompt for prompt in prompts for _ in range(3)],
+        stop_tokens=words.stop_tokens,
+        max_tokens=12,
+        seed=17,
+        temperature=0.9,
+        keys=default_stream_keys(3, 3),
+    )
+    fields = {"n": 3, "seed": 17, "max_tokens": 12, "temperature": 0.9, "return_token_ids": True}
+    answer = endpoint.complete(prompts, **fields)
+    assert [choice["token_ids"] for choice in answer["choices"]] == [row.tokens for row in sampled]
+    assert len({tuple(row.tokens) for row in sampled}) == 9
 
 
 def test_unseeded_requests_differ(endpoint):
@@ -395,6 +415,17 @@ def test_a_fault_of_the_engine_is_an_error_and_no_end(endpoint, monkeypatch):
     error = error_of(endpoint.post(CHAT, messages=USER), 500)
     assert (error["message"], error["type"]) == ("no memory left", "server_error")
     assert endpoint.post(CHAT, messages=USER, max_tokens=2).status_code == 200
+
+
+def test_a_prompt_that_cannot_be_computed_fails_with_an_error(endpoint, monkeypatch):
+    engine = endpoint.state.models["policy"].engine
+    add, faults = engine.batch.add, [RuntimeError("out of memory")]
+    monkeypatch.setattr(engine.batch, "add", lambda row: (_ for _ in ()).throw(faults.pop()) if faults else add(row))
+    monkeypatch.setattr(engine_module._log, "exception", lambda *_: None)
+    error = error_of(endpoint.post(CHAT, messages=USER, n=3), 500)
+    assert error["message"] == "out of memory"
+    assert endpoint.post(CHAT, messages=USER, max_tokens=2).status_code == 200
+    assert engine.num_running == engine.num_waiting == 0
 
 
 # ---------------------------------------------------------------- the rest

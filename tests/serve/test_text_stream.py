@@ -1,5 +1,7 @@
 """Text while it is sampled: the pieces are the whole, no half characters, no part of a stop string."""
 
+from functools import partial
+
 import hypothesis
 import pytest
 import tokenizers
@@ -28,7 +30,7 @@ def byte_fallback():
 
 
 def run(words, tokens, stop=()):
-    stream, pieces = TextStream(words, stop), []
+    stream, pieces = TextStream(partial(decode, words), stop), []
     for token in tokens:
         pieces.append(stream.push(token))
         if stream.stop_text is not None:

@@ -104,8 +104,11 @@ def sample_with_logp(logits: Tensor, uniforms: Tensor, params: SamplingParams) -
     return tokens, probabilities.gather(1, tokens[:, None])[:, 0].log()
 
 
-def prefill(model: Any, cache: StaticKVCache, prefixes: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
-    """Compute different prompts without their last tokens, and write keys and values of each to its slots."""
+def prefill(model: Any, cache: StaticKVCache, prefixes: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
+    """Compute different prompts, or their beginnings, and write keys and values of each to its slots.
+
+    Returns the hidden states (cells, D); those of the first prompt come first.
+    """
     batch = collate([TokenizedExample(list(prefix), []) for prefix, _ in prefixes])
     copies = [(span, slot) for span, (_, slots) in zip(batch.spans, prefixes, strict=True) for slot in slots]
     token_index = torch.cat([torch.arange(span.start, span.end) for span, _ in copies])
@@ -123,7 +126,8 @@ def prefill(model: Any, cache: StaticKVCache, prefixes: Sequence[tuple[Sequence[
         inputs["input_ids"] = batch.input_ids[padded_index]
     inputs["input_ids"] = inputs["input_ids"].to(device)
     cache.write_prompts(None if is_identity else token_index.to(device), rows.to(device), columns.to(device))
-    call_sharded(model, lambda: get_backbone(model)(**inputs))
+    states: Tensor = call_sharded(model, lambda: get_backbone(model)(**inputs)).last_hidden_state
+    return states.flatten(0, 1)
 
 
 def next_token_logits(

@@ -3,15 +3,17 @@
 The completions of a row do not depend on the rows beside it. Three rules keep the floating-point numbers equal too:
 a prompt is prefilled by itself, a step has at least MIN_STEP_ROWS rows, and it sees a multiple of COLUMN_MULTIPLE
 columns. Below these sizes matrix libraries choose other kernels, which sum in another order (see docs/serve.md).
+
+The prefill gives the first token's logits, so that a new row need not wait for the step of all rows.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from instructgpt.models.precision import compute_device
 from instructgpt.sampling.decoder import SamplingParams, next_token_logits, prefill, sample_with_logp
 from instructgpt.sampling.engine import cache_bytes_per_token
 from instructgpt.sampling.kv_cache import AttentionWindow, StaticKVCache
+from instructgpt.sampling.random_streams import open_stream
 
 MIN_STEP_ROWS = 4
 """Rows of the smallest step; slots without a row are computed and not read."""
@@ -38,7 +41,7 @@ class Row:
     """One completion that is sampled.
 
     Attributes:
-        seed: fixes the random numbers, together with the completion's index.
+        seed: fixes the random numbers, together with the indices of the prompt and of its completion.
         num_top_logps: how many of the likeliest tokens are reported with each token; None reports no logp at all.
     """
 
@@ -48,11 +51,14 @@ class Row:
     seed: int
     index: int = 0
     num_top_logps: int | None = None
+    prompt_index: int = 0
     tokens: list[int] = field(default_factory=list)
-    uniforms: random.Random = field(init=False)
+    uniforms: np.random.Generator = field(init=False)
+    prompt_logits: Tensor | None = field(default=None, init=False)
+    """Logits after the prompt (1, V), from the row's prefill."""
 
     def __post_init__(self) -> None:
-        self.uniforms = random.Random(f"{self.seed}/{self.index}")
+        self.uniforms = open_stream(self.seed, (self.prompt_index, self.index))
 
     @property
     def max_columns(self) -> int:
@@ -111,19 +117,18 @@ class RowBatch:
     @torch.inference_mode()
     def add(self, row: Row) -> bool:
         """Let a row enter. Return whether its prompt was computed: a row with the same prompt lends its own."""
-        slot = len(self.rows)
-        prefix = row.prompt[:-1]
-        is_computed = False
+        slot, lender = len(self.rows), None
         if self.has_cache:
             self._grow(*self._shape_with(row))
             lender = next((i for i, present in enumerate(self.rows) if present.prompt == row.prompt), None)
             if lender is not None:
-                self.cache.copy([lender], [slot], len(prefix))
-            elif prefix:
-                prefill(self.model, self.cache, [(prefix, [slot])])
-                is_computed = True
+                self.cache.copy([lender], [slot], len(row.prompt))
+                row.prompt_logits = self.rows[lender].prompt_logits
+            else:
+                states = prefill(self.model, self.cache, [(row.prompt, [slot])])
+                row.prompt_logits = compute_logits(self.model, states[len(row.prompt) - 1 : len(row.prompt)])
         self.rows.append(row)
-        return is_computed
+        return self.has_cache and lender is None
 
     def _grow(self, slots: int, width: int) -> None:
         """Enlarge the cache; where it would exceed the memory, keep what the rows need."""
@@ -135,20 +140,19 @@ class RowBatch:
         cache.resize(*(generous if generous[0] * generous[1] <= self.max_cells else (slots, width)))
 
     @torch.inference_mode()
-    def step(self) -> list[TokenLogp | None]:
-        """Sample a token for every row and append it. Returns its logp for the rows that want one."""
-        logits = self._cached_logits() if self.has_cache else self._recomputed_logits()
-        uniforms = torch.tensor([row.uniforms.random() for row in self.rows], dtype=torch.float64, device=logits.device)
-        groups: dict[tuple[float, float], list[int]] = {}
-        for index, row in enumerate(self.rows):
-            groups.setdefault((row.params.temperature, row.params.top_p), []).append(index)
-        for indices in groups.values():
-            everything = len(indices) == len(self.rows)
-            selected = slice(None) if everything else torch.tensor(indices, device=logits.device)
-            tokens, _ = sample_with_logp(logits[selected], uniforms[selected], self.rows[indices[0]].params)
-            for index, token in zip(indices, tokens.tolist(), strict=True):
-                self.rows[index].tokens.append(token)
-        return self._token_logps(logits)
+    def step(self) -> list[tuple[Row, TokenLogp | None]]:
+        """Sample a token for each new row, whose logits are there; where no row is new, for every row.
+
+        Returns these rows, and the token's logp for those that want one.
+        """
+        rows = [row for row in self.rows if not row.tokens and row.prompt_logits is not None]
+        if rows:
+            logits = torch.cat([row.prompt_logits for row in rows if row.prompt_logits is not None])
+        else:
+            rows = list(self.rows)
+            logits = self._cached_logits() if self.has_cache else self._recomputed_logits()
+        _append_tokens(rows, logits)
+        return list(zip(rows, _token_logps_of_rows(rows, logits), strict=True))
 
     def _cached_logits(self) -> Tensor:
         rows = max(len(self.rows), MIN_STEP_ROWS)
@@ -168,16 +172,6 @@ class RowBatch:
         states = [hidden_states(self.model, collate([example], device), "last_positions") for example in examples]
         return torch.cat([compute_logits(self.model, state) for state in states])
 
-    def _token_logps(self, logits: Tensor) -> list[TokenLogp | None]:
-        results: list[TokenLogp | None] = [None] * len(self.rows)
-        indices = [index for index, row in enumerate(self.rows) if row.num_top_logps is not None]
-        if indices:
-            tokens = [self.rows[index].tokens[-1] for index in indices]
-            counts = [self.rows[index].num_top_logps or 0 for index in indices]
-            for index, token_logp in zip(indices, token_logps(logits[indices], tokens, counts), strict=True):
-                results[index] = token_logp
-        return results
-
     @torch.inference_mode()
     def remove(self, rows: Sequence[Row]) -> None:
         """Let rows leave, finished or not; the last rows move into their slots."""
@@ -189,6 +183,30 @@ class RowBatch:
                     self.cache.copy([last], [slot], len(moved.prompt) + len(moved.tokens) - 1)
                 self.rows[slot] = moved
             del self.rows[last]
+
+
+def _append_tokens(rows: Sequence[Row], logits: Tensor) -> None:
+    """Sample a token for each row. logits (rows, V)."""
+    uniforms = torch.tensor([row.uniforms.random() for row in rows], dtype=torch.float64, device=logits.device)
+    groups: dict[tuple[float, float], list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault((row.params.temperature, row.params.top_p), []).append(index)
+    for indices in groups.values():
+        selected = slice(None) if len(indices) == len(rows) else torch.tensor(indices, device=logits.device)
+        tokens, _ = sample_with_logp(logits[selected], uniforms[selected], rows[indices[0]].params)
+        for index, token in zip(indices, tokens.tolist(), strict=True):
+            rows[index].tokens.append(token)
+
+
+def _token_logps_of_rows(rows: Sequence[Row], logits: Tensor) -> list[TokenLogp | None]:
+    results: list[TokenLogp | None] = [None] * len(rows)
+    indices = [index for index, row in enumerate(rows) if row.num_top_logps is not None]
+    if indices:
+        tokens = [rows[index].tokens[-1] for index in indices]
+        counts = [rows[index].num_top_logps or 0 for index in indices]
+        for index, token_logp in zip(indices, token_logps(logits[indices], tokens, counts), strict=True):
+            results[index] = token_logp
+    return results
 
 
 def token_logps(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[TokenLogp]:

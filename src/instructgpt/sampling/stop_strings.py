@@ -9,8 +9,10 @@ DecodeTokens = Callable[[Sequence[int]], str]
 """Tokens of a completion as text, without special tokens: `PromptTokenizer.decode`."""
 
 _REPLACEMENT_CHARACTER = "\N{REPLACEMENT CHARACTER}"
-_MAX_HELD_TOKENS = 16
+_MAX_HELD_CHARACTERS = 12
 """A character has at most 4 bytes, but one wrong byte may spoil a run of them; longer runs are no text."""
+_MAX_WINDOW_TOKENS = 256
+"""Tokens that are decoded again for each new one; where they end in no whole character, they are no text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,31 +43,34 @@ class IncrementalDetokenizer:
     def __init__(self, decode: DecodeTokens) -> None:
         self._decode = decode
         self.tokens: list[int] = []
-        self._context_start = 0
-        self._emitted = 0
-        """Tokens whose text was returned."""
+        self.held_back = ""
+        """The end of the text that may still become a character: replacement characters."""
+        self._window_start = 0
+        self._context_end = 0
+        """Tokens before it stand in the window as context; their text was returned."""
+        self._num_returned = 0
+        """Characters of the window's text that were returned."""
 
     def push(self, token: int) -> str:
         """Return the new text; it is empty while a character lacks bytes that the next tokens may bring."""
         self.tokens.append(token)
-        if len(self.tokens) - self._emitted > _MAX_HELD_TOKENS:
-            return self.flush()
-        text = self.held_back()
-        return "" if text.endswith(_REPLACEMENT_CHARACTER) else self._emit(text)
+        text = self._decode(self.tokens[self._window_start :])
+        end = max(len(text.rstrip(_REPLACEMENT_CHARACTER)), len(text) - _MAX_HELD_CHARACTERS, self._num_returned)
+        if len(self.tokens) - self._window_start > _MAX_WINDOW_TOKENS:
+            end = len(text)
+        addition, self.held_back = text[self._num_returned : end], text[end:]
+        self._num_returned = max(self._num_returned, end)
+        if not self.held_back and (context := self._decode(self.tokens[self._context_end :])):
+            # else the next tokens still need this context
+            self._window_start, self._context_end = self._context_end, len(self.tokens)
+            self._num_returned = len(context)
+        return addition
 
     def flush(self) -> str:
         """Return what is held back, at the end of the completion."""
-        return self._emit(self.held_back())
-
-    def held_back(self) -> str:
-        """Return the text of the tokens since the last whole character."""
-        context = self._decode(self.tokens[self._context_start : self._emitted])
-        return self._decode(self.tokens[self._context_start :])[len(context) :]
-
-    def _emit(self, text: str) -> str:
-        if text:  # else the next tokens still need this context
-            self._context_start, self._emitted = self._emitted, len(self.tokens)
-        return text
+        addition, self.held_back = self.held_back, ""
+        self._num_returned += len(addition)
+        return addition
 
 
 class StopMatcher:
@@ -87,7 +92,7 @@ class StopMatcher:
         """Return whether the completion contains a stop string now."""
         window = self._tail + self._stream.push(token)
         self._tail = window[max(0, len(window) - self._overlap) :]
-        window += self._stream.held_back()  # a token may hold a stop string and the first byte of a character
+        window += self._stream.held_back  # a token may hold a stop string and the first byte of a character
         if not any(string in window for string in self._stop.strings):
             return False
         return cut_at_stop(self._stop.decode(self._stream.tokens), self._stop.strings)[1]

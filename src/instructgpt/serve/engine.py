@@ -67,6 +67,7 @@ class GenerationRequest:
         n: completions, which share one prefill.
         max_tokens: 0 computes the prompt's logps alone.
         num_top_logps: likeliest tokens reported with each token; None: no logps.
+        prompt_index: index of the prompt among those of its call.
         echo_logps: whether the prompt's logps are reported too.
         deadline: of `time.monotonic()`.
         deliver: called from the engine's thread.
@@ -82,10 +83,14 @@ class GenerationRequest:
     stream: bool = False
     num_top_logps: int | None = None
     echo_logps: bool = False
-    first_index: int = 0
+    prompt_index: int = 0
     deadline: float = float("inf")
     is_cancelled: bool = False
-    arrival: float = field(default_factory=time.monotonic)
+
+    @property
+    def first_index(self) -> int:
+        """Index of its first completion in the answer."""
+        return self.prompt_index * self.n
 
 
 @dataclass(slots=True, eq=False)
@@ -107,7 +112,7 @@ class _ActiveRow:
     def advance(self, token_logp: TokenLogp | None) -> CompletionDelta | None:
         """Take the row's newest token; return an event where there is something to deliver."""
         token = self.row.tokens[-1]
-        start = self.text.text_length
+        start = len(self.text.text)
         is_end = self.row.is_stopped
         if not is_end:
             self.pending_text += self.text.push(token)
@@ -130,7 +135,7 @@ class _ActiveRow:
         text = self.pending_text + self.text.finish()
         logps = self.pending_logps
         if is_cut:  # tokens of the stop string are as invisible as its text
-            logps = [x for x in logps if x[0] < self.text.text_length]
+            logps = [x for x in logps if x[0] < len(self.text.text)]
         stop_reason = self.text.stop_text if is_cut else None
         reason: FinishReason = "stop" if is_cut or is_end else "length"
         tokens = tuple(self.pending_tokens)
@@ -227,7 +232,7 @@ class Engine:
     def _fail_all(self, error: GenerationError) -> None:
         rows = [*self._active.values(), *self._waiting]
         requests = {id(x): x for x in [*(active.request for active in rows), *self._new]}
-        self.batch.remove(list(self._active))
+        self.batch.remove(list(self.batch.rows))
         self._active.clear()
         self._waiting.clear()
         self._new.clear()
@@ -242,18 +247,25 @@ class Engine:
         self._admit()
         if not self._active:
             return
-        token_logps = self.batch.step()
+        self._step()
+
+    def _step(self) -> None:
+        """Sample tokens, let finished rows leave, and deliver what is certain."""
+        sampled = self.batch.step()
         self.stats.steps += 1
-        self.stats.completion_tokens += len(token_logps)
+        self.stats.completion_tokens += len(sampled)
+        deltas: dict[GenerationRequest, list[CompletionDelta]] = {}
         finished = []
-        for row, token_logp in zip(tuple(self.batch.rows), token_logps, strict=True):
+        for row, token_logp in sampled:
             delta = self._active[row].advance(token_logp)
             if delta is not None:
-                self._active[row].request.deliver([delta])
+                deltas.setdefault(self._active[row].request, []).append(delta)
                 if delta.finish_reason is not None:
                     finished.append(row)
         self._remove(finished)
         self.stats.completions += len(finished)
+        for request, events in deltas.items():
+            request.deliver(events)
 
     def _remove(self, rows: Sequence[Row]) -> None:
         self.batch.remove(rows)
@@ -285,8 +297,9 @@ class Engine:
                     request.seed,
                     i,
                     request.num_top_logps,
+                    request.prompt_index,
                 )
-                self._waiting.append(_ActiveRow(request, row, TextStream(self.tokenizer.hf_tokenizer, request.stop)))
+                self._waiting.append(_ActiveRow(request, row, TextStream(self.tokenizer.decode, request.stop)))
 
     def _drop_ended(self) -> None:
         now = time.monotonic()
@@ -306,11 +319,14 @@ class Engine:
             self._remove(ended)
 
     def _admit(self) -> None:
-        """Let rows enter in the order of their arrival, as long as they fit."""
+        """Let rows enter in the order of their arrival, as long as they fit, each with its first token."""
         budget = self._prefill_tokens
         while self._waiting and budget > 0 and self.batch.fits(self._waiting[0].row):
             active = self._waiting.popleft()
+            self._active[active.row] = active
             if self.batch.add(active.row):
                 self.stats.prefills += 1
                 budget -= len(active.row.prompt)
-            self._active[active.row] = active
+            shares_next = bool(self._waiting) and self._waiting[0].request is active.request
+            if active.row.prompt_logits is not None and not shares_next:
+                self._step()

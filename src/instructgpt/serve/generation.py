@@ -84,7 +84,7 @@ class Generation:
             stream=fields.stream,
             num_top_logps=fields.num_top_logps,
             echo_logps=is_echoed,
-            first_index=index * fields.n,
+            prompt_index=index,
             deadline=deadline,
         )
 

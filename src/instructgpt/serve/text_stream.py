@@ -6,91 +6,56 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-_REPLACEMENT = "\ufffd"
+from instructgpt.sampling.stop_strings import DecodeTokens, IncrementalDetokenizer
+
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
-_MAX_INCOMPLETE = 12
-"""Replacement characters at the end of a text that may still become characters; more are the model's garbage."""
 
 
 class TextStream:
-    """Decodes one completion token by token.
+    """The text of one completion token by token, cut at the first stop string.
 
     Attributes:
+        text: whole characters so far, without the stop string.
+        num_emitted: characters that have been returned.
         stop_text: the stop string that ended the completion, or None.
     """
 
-    def __init__(self, hf_tokenizer: Any, stop: Sequence[str]) -> None:
-        self._hf_tokenizer, self._stop = hf_tokenizer, tuple(stop)
-        self._window: list[int] = []  # tokens whose text may change with the next ones, and some before as context
-        self._window_length = 0  # characters of the window's text that are in `_text`
-        self._num_context = 0  # tokens of the window whose text is complete
-        self._text = ""  # complete characters, stop string excluded
-        self._num_emitted = 0
+    def __init__(self, decode: DecodeTokens, stop: Sequence[str]) -> None:
+        self._detokenizer, self._stop = IncrementalDetokenizer(decode), tuple(stop)
+        self._longest = max(map(len, self._stop), default=0)
+        self.text = ""
+        self.num_emitted = 0
         self.stop_text: str | None = None
-
-    @property
-    def text_length(self) -> int:
-        """Characters decoded, those held back included."""
-        return len(self._text)
-
-    @property
-    def num_emitted(self) -> int:
-        """Characters that have been returned."""
-        return self._num_emitted
-
-    @property
-    def text(self) -> str:
-        return self._text
 
     def push(self, token: int) -> str:
         """Add a token; return the text that is certain now, perhaps none. Sets `stop_text` at a stop string."""
-        self._window.append(token)
-        decoded = self._decode(self._window)
-        complete = decoded.rstrip(_REPLACEMENT)
-        if len(decoded) - len(complete) > _MAX_INCOMPLETE:
-            complete = decoded[:-_MAX_INCOMPLETE]
-        if len(complete) > self._window_length:
-            self._append(complete[self._window_length :])
-            self._window_length = len(complete)
-        if complete == decoded and (context := self._decode(self._window[self._num_context :])):
-            # the new tokens become the context of the next: decoders strip or join at the beginning of a text
-            self._window = self._window[self._num_context :]
-            self._num_context = len(self._window)
-            self._window_length = len(context)
-        return self._take(len(self._text) if self.stop_text is not None else len(self._text) - self._num_held_back())
+        self._append(self._detokenizer.push(token))
+        return self._take(len(self.text) if self.stop_text is not None else len(self.text) - self._num_held_back())
 
     def finish(self) -> str:
         """Return what was held back as the possible beginning of a stop string."""
-        return self._take(len(self._text))
-
-    def _decode(self, tokens: Sequence[int]) -> str:
-        text: str = self._hf_tokenizer.decode(
-            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return text
+        return self._take(len(self.text))
 
     def _append(self, addition: str) -> None:
         """Append text, and cut it at the first stop string."""
-        longest = max(map(len, self._stop), default=0)
-        start = max(0, len(self._text) - longest + 1)
-        self._text += addition
-        places = [(place, stop) for stop in self._stop if (place := self._text.find(stop, start)) >= 0]
+        start = max(0, len(self.text) - self._longest + 1)
+        self.text += addition
+        places = [(place, stop) for stop in self._stop if (place := self.text.find(stop, start)) >= 0]
         if places:
             place, self.stop_text = min(places)
-            self._text = self._text[:place]
+            self.text = self.text[:place]
 
     def _num_held_back(self) -> int:
         """Return how many last characters may begin a stop string."""
-        longest = max(map(len, self._stop), default=0)
-        for count in range(min(longest - 1, len(self._text) - self._num_emitted), 0, -1):
-            ending = self._text[-count:]
+        for count in range(min(self._longest - 1, len(self.text) - self.num_emitted), 0, -1):
+            ending = self.text[-count:]
             if any(stop.startswith(ending) for stop in self._stop):
                 return count
         return 0
 
     def _take(self, end: int) -> str:
-        addition = self._text[self._num_emitted : end]
-        self._num_emitted = max(self._num_emitted, end)
+        addition = self.text[self.num_emitted : end]
+        self.num_emitted = max(self.num_emitted, end)
         return addition
 
 
