@@ -49,6 +49,7 @@ ROWS: dict[str, tuple[str, str, int]] = {
     "1 B, LoRA, one GPU": ("1B", "--lora 16", 1),
     "7 B, all weights, one GPU": ("7B", "", 1),
     "7 B, LoRA, one GPU": ("7B", "--lora 16", 1),
+    "7 B, LoRA, 4 bits, one GPU": ("7B", "--lora 16 --memory bf16 checkpointing 4bit", 1),
     "7 B, all weights, 8 GPUs": ("7B", "", 8),
     "7 B, LoRA, 8 GPUs": ("7B", "--lora 16", 8),
 }
@@ -65,7 +66,8 @@ def make_configurations(folder: Path) -> None:
 def plan_row(name: str) -> str:
     """Return a line of the table; the configurations are in the current folder."""
     size, options, ranks = ROWS[name]
-    line = f"plan ppo --policy {size} --reward {size} --memory bf16 checkpointing {options} {EPISODES} {DEVICE}"
+    line = f"plan ppo --policy {size} --reward {size} {options} {EPISODES} {DEVICE}"
+    line += "" if "--memory" in options else " --memory bf16 checkpointing"
     _, config = cli.parse(line.split())
     assert isinstance(config, PlanConfig)
     assert config.planned is not None

@@ -51,6 +51,10 @@ class CommandConfig(BaseModel):
         """Yield one message for each option that was set but would have no effect. Commands override it."""
         yield from ()
 
+    def conflicting_options(self) -> Iterator[str]:
+        """Yield one message for each set of options that cannot be used together."""
+        yield from ()
+
 
 class SamplingOptions(CommandConfig):
     """Options of commands that sample completions."""
@@ -114,8 +118,8 @@ class StageConfig(CommandConfig):
     save_dtype: Literal["base", "float32", "bfloat16"] = Field(
         "base", description="type of the saved weights; base: that of the base model's files"
     )
-    memory: tuple[Literal["bf16", "checkpointing", "adam8bit", "offload"], ...] = Field(
-        (), description="memory savings to apply: bf16, checkpointing, adam8bit, offload, or several"
+    memory: tuple[Literal["bf16", "checkpointing", "4bit", "adam8bit", "offload"], ...] = Field(
+        (), description="memory savings to apply: bf16, checkpointing, 4bit, adam8bit, offload, or several"
     )
     microbatch_tokens: int = Field(
         0,
@@ -124,6 +128,17 @@ class StageConfig(CommandConfig):
         "memory runs out",
     )
     max_grad_norm: float = Field(1.0, ge=0, description="norm to which gradients are clipped; 0: no clipping")
+
+    def conflicting_options(self) -> Iterator[str]:
+        """Yield what 4-bit weights, which cannot be trained or sharded, do not go with."""
+        if "4bit" not in self.memory:
+            return
+        if not self.lora:
+            yield "--memory 4bit holds frozen weights in 4 bits, and without --lora all weights train; give --lora 16"
+        if "offload" in self.memory:
+            yield "--memory 4bit does not work with offload; drop one of them"
+        if getattr(self, "processes", 1) > 1:
+            yield "--memory 4bit works in one process; drop --processes, or 4bit"
 
     def extension_differences(self, before: int) -> Iterator[str]:  # noqa: ARG002
         """Yield what differs from a run of this length from its start in one extended from the length `before`."""
@@ -237,7 +252,8 @@ def make_config(
     except ValidationError as error:
         raise InputError(f"{source}: {_format_option_error(error)}") from error
     # Only options set outside the preset count as set when looking for ineffective ones.
-    for message in config_class.model_construct(set(settings), **dict(iter(config))).ineffective_options():
+    explicit = config_class.model_construct(set(settings), **dict(iter(config)))
+    for message in (*config.conflicting_options(), *explicit.ineffective_options()):
         raise InputError(f"{source}: {message}")
     return config
 

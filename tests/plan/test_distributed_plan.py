@@ -24,7 +24,7 @@ from instructgpt.plan import context, memory, stages
 from instructgpt.plan.cli import fit_to_memory
 from instructgpt.plan.context import PlanContext
 from instructgpt.plan.hardware import HOP_LATENCY_S, Machine, with_links
-from instructgpt.plan.memory import adam_bytes, count_decode_rows, ppo_peaks, rank_memory, training_peaks
+from instructgpt.plan.memory import adam_bytes, count_decode_rows, held_weights, ppo_peaks, rank_memory, training_peaks
 from instructgpt.plan.meta_trace import PeakMemory, TracedModel, forward_logp
 from instructgpt.plan.roofline import Phase, Plan, forward_backward_phases, optimizer_phase, ring_bytes
 from instructgpt.plan.utilization import context_from_run, read_timed_record
@@ -220,6 +220,20 @@ def test_frozen_matrices_in_bf16_by_hand(monkeypatch):
     assert sharded["weights gathered from other ranks"] == 400 - 2 * matrices
     assert sharded["matrices in bf16, to sample"] == 0
     assert rank_memory(bf16, PlanContext(CUDA, ranks=4)).gathered == 4 * 40 + 2 * 70 + 4 * 110
+
+
+def test_four_bits_and_loading_by_hand():
+    """100 numbers, 70 in matrices, 60 of them in 4 bits with a scale of 4 bytes for 64: 40 x 4 + 60 x 0.5625."""
+    shape = replace(SMALL, matrix_parameters=70, frozen_matrix_parameters=60, frozen_parameters=90)
+    policy = network(replace(shape, quantized_parameters=60), words=("4bit",), lora=1)
+    assert held_weights(policy) == 40 * 4 + 60 * 0.5625
+    both = network(replace(shape, quantized_parameters=60, frozen_matrix_parameters=64), words=("4bit", "bf16"), lora=1)
+    assert held_weights(both) == 36 * 4 + 4 * 2 + 60 * 0.5625
+    peaks = training_peaks(policy, PeakMemory(500, 0), PlanContext(CUDA))
+    assert peaks["loading"] == {"a whole model in float32": 400.0, "other models": 0.0}
+    held = PeakMemory(500, 0), PeakMemory(500, 0), None
+    loading = ppo_peaks(policy, both, [], held, True, 3, 20, PlanContext(CUDA))["loading"]
+    assert loading == {"a whole model in float32": 400.0, "other models": held_weights(both)}
 
 
 def test_as_many_rows_at_once_as_the_decoder_would_take(monkeypatch):

@@ -425,7 +425,7 @@ def test_memory_options_keep_losses(name, write, save, tmp_path, rows_of, capsys
 
 def test_unknown_memory_option_is_refused(tmp_path):
     with pytest.raises(
-        InputError, match="--memory bf15: Input should be 'bf16', 'checkpointing', 'adam8bit' or 'offload'"
+        InputError, match="--memory bf15: Input should be 'bf16', 'checkpointing', '4bit', 'adam8bit' or 'offload'"
     ):
         make_config(PretrainConfig, {"corpus": ("c.txt",), "out": tmp_path, "memory": ("bf15",)})
 

@@ -24,7 +24,7 @@ from instructgpt.data.rankings import RankedPrompt, count_ranking_tokens
 from instructgpt.distributed.launch import launch
 from instructgpt.models.lora import add_lora, get_trainable_module
 from instructgpt.models.policy import completion_logp, context_length, count_parameters, load_policy
-from instructgpt.models.precision import apply_memory_options
+from instructgpt.models.precision import apply_memory_options, hold_frozen_in_bf16
 from instructgpt.models.rank0 import load_on_rank0
 from instructgpt.models.sharding import full_model_on_rank0, shard
 from instructgpt.records import SkippedLines
@@ -68,6 +68,7 @@ def train(config: DPOConfig) -> None:
     training, validation = load_rankings(config, tokenizer, context_length(model), run, skipped)
     apply_memory_options(model, config.memory)
     model = add_lora(model, config.lora, config.seed)
+    hold_frozen_in_bf16(model)
     shard(model, memory=config.memory)
     report_models(run, policy=model)
     training, validation = (add_reference_logps(model, part) for part in (training, validation))

@@ -22,6 +22,7 @@ from instructgpt.models.head import has_plain_head, vocabulary_rows
 from instructgpt.models.last_layer_subset import enable_last_layer_subset, find_last_mlp
 from instructgpt.models.lora import add_lora, get_backbone
 from instructgpt.models.precision import apply_memory_options
+from instructgpt.models.quantization import count_quantized, count_weights
 
 FLOAT_BYTES = 4
 """Bytes of a float32: weights, gradients, Adam's moments, activations and the KV cache."""
@@ -64,6 +65,7 @@ class ModelShape:
     frozen_matrix_parameters: int = 0  # those of `matrix_parameters` that are frozen
     frozen_last_mlp_parameters: int = 0  # those of `last_mlp_parameters` that are frozen
     output_layer_frozen: bool = False
+    quantized_parameters: int = 0  # those of `frozen_matrix_parameters` held in 4 bits
 
     def forward_flops(self, sequences: Iterable[SequenceShape], predicted_tokens: float = 0) -> float:
         """Count a forward pass: 2 a weight and token, 4 times the attention width a pair and layer, and the logits."""
@@ -150,25 +152,27 @@ def get_model_shape(model: Any) -> ModelShape:
     backbone, last_modules = get_backbone(getattr(model, "peft_model", model)), find_last_mlp(model)
     weights, last_mlp_weights = (
         [
-            part.weight
+            count_weights(part)
             for part in (module.modules() if module is not None else ())
             if isinstance(part, nn.Linear | Conv1D) and part is not output_layer
         ]
         for module in (backbone, last_modules and last_modules[1])
     )
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    frozen_parameters = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    quantized = count_quantized(model)
     return ModelShape(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        matrix_parameters=sum(weight.numel() for weight in weights),
+        parameters=sum(parameter.numel() for parameter in model.parameters()) + quantized,
+        matrix_parameters=sum(count for count, _ in weights),
         layers=layers,
         attention_width=attention_width,
         kv_cache_size_per_token=2 * layers * kv_width,
         hidden_size=hidden_size,
         vocab_size=0 if output_layer is None else vocabulary_rows(model),
-        last_mlp_parameters=sum(weight.numel() for weight in last_mlp_weights),
-        frozen_parameters=sum(parameter.numel() for parameter in frozen),
-        frozen_matrix_parameters=sum(weight.numel() for weight in weights if not weight.requires_grad),
-        frozen_last_mlp_parameters=sum(weight.numel() for weight in last_mlp_weights if not weight.requires_grad),
+        last_mlp_parameters=sum(count for count, _ in last_mlp_weights),
+        frozen_parameters=frozen_parameters + quantized,
+        frozen_matrix_parameters=sum(count for count, is_frozen in weights if is_frozen),
+        frozen_last_mlp_parameters=sum(count for count, is_frozen in last_mlp_weights if is_frozen),
+        quantized_parameters=quantized,
         output_layer_frozen=output_layer is not None and not any(p.requires_grad for p in output_layer.parameters()),
     )
 

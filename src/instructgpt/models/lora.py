@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from instructgpt.errors import InputError
 from instructgpt.models.loading import saved_dtype
+from instructgpt.models.quantization import is_quantized
 
 _ADAPTER_FOLDER = "adapter"
 """Folder of the adapter in a saved model's directory, beside the merged weights."""
@@ -127,11 +128,13 @@ def merged_state_dict(model: Any) -> dict[str, Tensor]:
 
     base_model = model.get_base_model()
     lora_layers = {name: module for name, module in base_model.named_modules() if isinstance(module, LoraLayer)}
+    quantized = {f"{name}.weight": module for name, module in base_model.named_modules() if is_quantized(module)}
     merged = {}
-    for name, tensor in base_model.state_dict().items():
+    for name, value in {**base_model.state_dict(), **quantized}.items():
         if any(part in name for part in (*_LORA_FACTOR_KEYS, _ORIGINAL_HEAD_KEY)):
             continue
         module_name, _, parameter_name = name.partition(_BASE_LAYER_KEY + ".")
+        tensor = value.weight if name in quantized else value
         if parameter_name == "weight" and module_name in lora_layers:
             tensor = tensor + lora_layers[module_name].get_delta_weight("default")
         merged[name.replace(_BASE_LAYER_KEY, "").replace(_TRAINED_HEAD_KEY, "")] = tensor

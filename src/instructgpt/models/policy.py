@@ -23,6 +23,7 @@ from instructgpt.models.head import compute_logits, vocabulary_rows
 from instructgpt.models.loading import add_notice, find_model_files, from_pretrained, load_model, load_model_config
 from instructgpt.models.lora import save_weights
 from instructgpt.models.packed_attention import FORWARD_ERRORS, hidden_states, use_packed_attention
+from instructgpt.models.quantization import count_quantized
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -210,7 +211,7 @@ def pretraining_sequence_length(model: Any) -> int:
 
 def count_parameters(model: nn.Module) -> int:
     """Count parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in model.parameters()) + count_quantized(model)
 
 
 def save_policy(model: Any, tokenizer: PromptTokenizer, folder: Path) -> None:

@@ -18,6 +18,7 @@ from instructgpt.distributed.comm import uses_nccl
 from instructgpt.errors import InputError
 from instructgpt.models.loading import add_notice
 from instructgpt.models.lora import get_backbone
+from instructgpt.models.quantization import quantize_matrices
 
 COMPUTE_DEVICE = "instructgpt_compute_device"
 """The attribute of a model whose weights wait on another device than it computes on."""
@@ -34,15 +35,30 @@ def compute_device(model: Any) -> torch.device:
 
 
 def apply_memory_options(model: Any, options: Collection[str]) -> None:
-    """Apply `bf16` and `checkpointing` to a model; deep copies keep them. The others belong to optimizer and `shard`.
+    """Apply `4bit`, `bf16` and `checkpointing` to a model; deep copies keep them. The others belong to optimizer and
+    `shard`.
+
+    Args:
+        model: all of it frozen with `4bit`, but for adapters that are added afterwards.
+        options: values of --memory.
 
     Raises:
-        InputError: transformers does not support checkpointing for this family.
+        InputError: transformers does not support checkpointing for this family, or bitsandbytes no 4 bits here.
     """
+    if "4bit" in options:
+        _quantize_frozen(model)
     if "checkpointing" in options:
         _enable_activation_checkpointing(model)
     if "bf16" in options:
         _enable_bf16(model)
+
+
+def _quantize_frozen(model: Any) -> None:
+    num_weights = quantize_matrices(get_backbone(model))
+    if not num_weights:
+        raise InputError(f"--memory 4bit: the family '{model.config.model_type}' has no linear layers; drop the option")
+    rounding = "rounded so in the saved model too"
+    add_notice(model, f"{num_weights:,} frozen weights are held in 4 bits (NF4), {rounding}")
 
 
 def _enable_bf16(model: Any) -> None:

@@ -44,6 +44,8 @@ def main(config: PlanConfig) -> list[Plan]:
     device, base_machine = resolve_machine(config, stage)
     capacity = device_capacity(device) if config.capacity is None else 1e9 * config.capacity
     rank_counts = config.ranks or (int(record.get("ranks", getattr(stage, "processes", 1))),)
+    if "4bit" in stage.memory and max(rank_counts) > 1:
+        raise InputError("--memory 4bit works in one process; drop --ranks, or 4bit")
     contexts = [
         PlanContext(
             device,

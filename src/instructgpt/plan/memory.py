@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from instructgpt.data.packing import TokenizedExample
 from instructgpt.models.flops import BF16_BYTES, FLOAT_BYTES
+from instructgpt.models.quantization import QUANTIZED_BYTES
 from instructgpt.plan.context import PlanContext
 from instructgpt.plan.meta_trace import PeakMemory, TracedModel
 from instructgpt.plan.roofline import ACTIVATIONS_PART, ALLOCATOR_PART
@@ -35,15 +36,17 @@ class RankMemory:
 
 
 def held_weights(model: TracedModel, *, frozen: bool = False) -> float:
-    """Return the bytes of a model's weights: frozen matrices take two bytes a number with bf16.
+    """Return the bytes of a model's weights: frozen matrices take fewer with bf16 or 4bit.
 
     Args:
         model: with adapters, the weights below them are frozen.
         frozen: whether all of it is.
     """
     shape = model.shape
-    narrow = shape.matrix_parameters if frozen else shape.frozen_matrix_parameters
-    return float(shape.weight_bytes - (FLOAT_BYTES - BF16_BYTES) * narrow * ("bf16" in model.memory))
+    quantized = shape.quantized_parameters
+    narrow = (shape.matrix_parameters if frozen else shape.frozen_matrix_parameters) - quantized
+    saved = (FLOAT_BYTES - BF16_BYTES) * narrow * ("bf16" in model.memory) + (FLOAT_BYTES - QUANTIZED_BYTES) * quantized
+    return float(shape.weight_bytes - saved)
 
 
 def rank_memory(model: TracedModel, context: PlanContext, *, frozen: bool = False) -> RankMemory:
@@ -133,8 +136,8 @@ def _compute_parts(
 def _distributed_peaks(
     trained: Sequence[TracedModel], loaded: Sequence[TracedModel], fixed: dict[str, float], context: PlanContext
 ) -> MemoryPeaks:
-    """Return peaks that only several ranks have: flattened gradients for all-reduce, or on rank 0 a whole model that it
-    reads beside its parts of all others.
+    """Return the peaks of several ranks, flattened gradients for all-reduce, and of loading: a whole float32 model
+    beside what is held of the others, on a GPU before its frozen weights are narrowed, or on rank 0 beside its parts.
     """
     replicated = [
         FLOAT_BYTES * network.shape.trainable_parameters for network in trained if not context.shards(network)
@@ -148,6 +151,11 @@ def _distributed_peaks(
         largest = max(float(network.shape.weight_bytes) for network in loaded)
         parts = [rank_memory(network, context).weights for network in loaded]
         peaks["loading"] = {"a whole model": largest, "parts of all models": sum(parts)}
+    narrowed = any(held_weights(network) < network.shape.weight_bytes for network in loaded)
+    if context.device.type == "cuda" and context.ranks == 1 and narrowed:
+        largest_model = max(loaded, key=lambda network: network.shape.weight_bytes)
+        held = sum(held_weights(network) for network in loaded) - held_weights(largest_model)
+        peaks["loading"] = {"a whole model in float32": float(largest_model.shape.weight_bytes), "other models": held}
     return peaks
 
 

@@ -26,6 +26,7 @@ from instructgpt.io import atomic_directory, check_output_directory
 from instructgpt.models.loading import round_to_saved_dtype, set_saved_dtype
 from instructgpt.models.lora import add_lora, get_trainable_module
 from instructgpt.models.policy import load_policy
+from instructgpt.models.precision import apply_memory_options, disable_bf16, hold_frozen_in_bf16
 from instructgpt.models.reward_model import ScalarModel, new_reward_model
 from instructgpt.records import Demonstration, SkippedLines, read_all_records
 from instructgpt.run.checkpoints import find_corruption, load_tensors, read_checkpoint
@@ -210,8 +211,14 @@ _MODEL_LOADERS = dict.fromkeys(("pretrain", "sft", "dpo", "ppo"), _load_policy) 
 
 
 def _load_weights(model: Any, weights: dict[str, Any], config: StageConfig) -> Any:
-    """Put a checkpoint's weights into the model that training started from, with adapters where it trained them."""
+    """Put a checkpoint's weights into the model that training started from, with adapters where it trained them.
+
+    Frozen weights are rounded as the run held them.
+    """
+    apply_memory_options(model, {"4bit", "bf16"}.intersection(config.memory))
     model = add_lora(model, config.lora, config.seed)
+    hold_frozen_in_bf16(model)
+    disable_bf16(model)
     if config.save_dtype != "base":
         set_saved_dtype(model, config.save_dtype)
     trainable = get_trainable_module(model)

@@ -25,6 +25,7 @@ from instructgpt.models.execution import enable_cuda_graphs, execution_path
 from instructgpt.models.loading import model_notices, saved_dtype, set_saved_dtype
 from instructgpt.models.policy import completion_logp, pick_device
 from instructgpt.models.precision import bf16_warning, compute_device
+from instructgpt.models.quantization import check_quantization
 from instructgpt.models.sharding import all_reduce_replicated_grads
 from instructgpt.run.checkpoints import load_tensors
 from instructgpt.run.directory import RunDirectory
@@ -37,6 +38,8 @@ def get_stage_device(run: RunDirectory) -> torch.device:
     """Return the device to load a stage's models to, and warn where bf16 is slow on it."""
     enable_cuda_graphs(getattr(run.config, "cuda_graphs", True))
     device = pick_device(run.config.device, run.config.memory)
+    if "4bit" in run.config.memory:
+        check_quantization(device)
     run.summary["microbatch_tokens"] = dict(MICROBATCH_TOKENS)
     if warning := bf16_warning(device, run.config.memory):
         run.info(warning)
