@@ -257,6 +257,7 @@ def test_an_adapter_is_merged_and_said(place, tmp_path):
     assert model.config._attn_implementation == PACKED_ATTENTION
     with torch.no_grad():
         torch.testing.assert_close(checks.stock_logits(model, [3, 4, 5, 6]), expected, atol=1e-4, rtol=1e-4)
+    assert all(parameter.requires_grad for parameter in model.parameters()), "a stage may train all of it"
     save_policy(model, tokenizer, tmp_path / "saved")
     assert not list((tmp_path / "saved").glob("adapter*"))
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()

@@ -4,6 +4,7 @@ pytest tests/train/test_lora.py
 """
 
 import json
+import shutil
 from math import prod
 from types import SimpleNamespace
 
@@ -420,3 +421,19 @@ def test_lora_refuses_model_without_linear_layers():
     )
     with pytest.raises(InputError, match="the family 'odd' has no linear layers"):
         add_lora(model, 4, 0)
+
+
+@pytest.mark.parametrize("place", ["alone", "beside"])
+def test_all_weights_train_from_an_adapter_directory(place, save, write, tmp_path):
+    """The merged base of an adapter is no frozen base: every matrix moves, in SFT and as PPO's policy."""
+    folder = shutil.copytree(save("llama"), tmp_path / "base")
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(folder if place == "beside" else tmp_path / "adapter")
+    start = {name: tensor.clone() for name, tensor in adapted.merge_and_unload().state_dict().items()}
+    source = str(folder if place == "beside" else tmp_path / "adapter")
+    data = (write("d.jsonl", DEMONSTRATIONS),)
+    sizes = {"epochs": 1, "batch": 4, "lr": 1e-2, "dropout": 0.0}
+    sft.main(make_config(SFTConfig, {"base": source, "data": data, "out": tmp_path / "sft", **sizes}))
+    saved = weights_of(tmp_path / "sft")
+    assert all(not torch.equal(saved[name], start[name]) for name in saved if "proj" in name)

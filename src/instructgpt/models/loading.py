@@ -231,6 +231,7 @@ def _merge_adapter(model: Any, files: ModelFiles, loading_info: dict[str, Any]) 
     loading_info["missing_keys"] = {
         key for key in loading_info["missing_keys"] if key.rpartition(".")[2] not in trained or "score" not in key
     }
+    merged.requires_grad_(True)  # peft has frozen all weights
     add_notice(merged, f"the adapter in {files.adapter} is merged into the weights of {files.base}")
     return merged
 
