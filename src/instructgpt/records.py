@@ -378,6 +378,7 @@ def read_records(
     if record_class is not Document and str(path).removesuffix(".gz").endswith(".txt"):
         raise InputError(f"{path}: plain text can only be a corpus; {name} records need JSON lines or Parquet")
     records: list[_RecordT] = []
+    num_skipped = 0 if skipped is None else len(skipped.reasons)
     for location, row in iter_rows(path, skipped):
         try:
             record = validate_record(record_class, row)
@@ -388,7 +389,9 @@ def read_records(
         else:
             records.append(record)
     if not records:
-        raise InputError(f"{path}: contains no {name}")
+        bad = [] if skipped is None else skipped.reasons[num_skipped:]
+        reason = f"; all of its {len(bad)} lines are bad, first {bad[0]}" if bad else ""
+        raise InputError(f"{path}: contains no {name}{reason}")
     return records
 
 

@@ -305,6 +305,13 @@ def test_unreadable_files_are_input_errors(tmp_path: Path) -> None:
             read_records(Prompt, tmp_path / name)
 
 
+def test_a_file_of_bad_lines_alone_names_the_first(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": 3}\n{"text": "a"}\n')
+    skipped = SkippedLines()
+    with pytest.raises(InputError, match=r"contains no prompt; all of its 2 lines are bad, first .*bad.jsonl:1: "):
+        read_records(Prompt, tmp_path / "bad.jsonl", skipped)
+
+
 # ---------------------------------------------------------------- writing is all or nothing
 
 

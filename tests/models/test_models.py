@@ -14,11 +14,12 @@ import transformers
 from conftest import CONTEXT, CPU, FAMILIES, assert_same_tensors, tiny_model
 from support.commands import edit_json
 
-from instructgpt import functional
+from instructgpt import cli, functional
 from instructgpt.data import packing
 from instructgpt.data.packing import TokenizedExample, collate
 from instructgpt.errors import InputError
 from instructgpt.models import policy as load_module
+from instructgpt.models.loading import model_notices
 from instructgpt.models.policy import (
     completion_logp,
     context_length,
@@ -413,3 +414,40 @@ def test_model_fixtures_are_deterministic():
     assert load_module.count_parameters(tiny_model("qwen2", 300, 0)) == sum(
         {p.data_ptr(): p.numel() for p in one.values()}.values()
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"temperature": 0.6, "top_p": 0.9}, "temperature"),
+        ({"min_p": 0.1, "typical_p": 0.5, "top_k": 10, "do_sample": False}, "min_p"),
+        ({"num_beams": 4, "early_stopping": True, "length_penalty": 2.0}, "num_beams"),
+        ({"num_beams": 1, "early_stopping": True, "length_penalty": 2.0}, None),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else str(value),
+)
+def test_settings_of_generation_are_saved_or_left_out_with_a_notice(settings, kept, save, tmp_path):
+    """Some that transformers loads it refuses to save; what no setting can mend is left out, and said."""
+    folder = shutil.copytree(save("llama"), tmp_path / "base")
+    eos = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [eos], **settings}))
+    model, tokenizer = load_policy(folder, CPU)
+    assert any("generation_config.json" in notice for notice in model_notices(model)) == (kept is None)
+    save_policy(model, tokenizer, tmp_path / "saved")
+    again = transformers.GenerationConfig.from_pretrained(tmp_path / "saved")
+    assert again.eos_token_id == eos
+    if kept is not None:
+        assert getattr(again, kept) == settings[kept]
+
+
+def test_family_without_a_language_model_is_refused_in_one_line(save, write, tmp_path, capsys):
+    folder = shutil.copytree(save("llama"), tmp_path / "llava")
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LlavaConfig(text_config=transformers.LlamaConfig(), vision_config=vision)
+    config.save_pretrained(folder)
+    with pytest.raises(InputError, match="transformers has no causal language model of the family 'llava'") as error:
+        load_policy(folder, CPU)
+    assert len(str(error.value)) < 250
+    line = ["--base", str(folder), "--data", str(write("d.jsonl", [{"prompt": "a", "completion": "b"}]))]
+    assert cli.run_command(["plan", "sft", *line, "--matmul", "1", "--bandwidth", "1"]) == 2
+    assert "of the family 'llava'" in capsys.readouterr().err

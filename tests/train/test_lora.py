@@ -423,6 +423,7 @@ def test_lora_refuses_model_without_linear_layers():
         add_lora(model, 4, 0)
 
 
+@by_peft_alone
 @pytest.mark.parametrize("place", ["alone", "beside"])
 def test_all_weights_train_from_an_adapter_directory(place, save, write, tmp_path):
     """The merged base of an adapter is no frozen base: every matrix moves, in SFT and as PPO's policy."""

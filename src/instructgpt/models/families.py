@@ -96,6 +96,12 @@ def check_supported(config: Any, source: object, *, reward: bool = False) -> Non
     """
     family, name = get_family(config), config.model_type
     if family is None:
+        import transformers  # takes seconds
+
+        kinds = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        if type(config) not in kinds[not reward] and not getattr(config, "auto_map", None):
+            missing = "sequence classifier" if reward else "causal language model"
+            raise InputError(f"{source}: transformers has no {missing} of the family '{name}' (docs/families.md)")
         return
     if family.refused is not None:
         raise InputError(f"{source}: the family '{name}' is not supported: {family.refused} (docs/families.md)")

@@ -87,6 +87,7 @@ def load_policy(source: Path | str, device: torch.device, residual_dropout: floa
         raise InputError(f"{source}: is a reward model, expected a language model, such as the one it was trained from")
     check_tokenizer_fits(tokenizer, model, source)
     tokenizer.add_stop_tokens(_configured_stop_tokens(model))
+    _repair_generation_config(model)
     model.to(device).eval()
     prepare_model(model, source)
     return model, tokenizer
@@ -214,6 +215,27 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters()) + count_quantized(model)
 
 
+def _repair_generation_config(model: Any) -> None:
+    """Change settings of generation, which no stage reads, where transformers would refuse to save them."""
+    generation = model.generation_config
+    if _has_valid_settings(generation):
+        return
+    generation.do_sample = True  # sampling settings without it, as chat models had
+    if _has_valid_settings(generation):
+        return
+    tokens = {name: value for name, value in generation.to_diff_dict().items() if name.endswith("_token_id")}
+    model.generation_config = transformers.GenerationConfig(**tokens)
+    add_notice(model, "settings of generation_config.json contradict each other; only its special tokens are kept")
+
+
+def _has_valid_settings(generation: Any) -> bool:
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        return False
+    return True
+
+
 def save_policy(model: Any, tokenizer: PromptTokenizer, folder: Path) -> None:
     """Write a plain Hugging Face directory: weights, configuration, tokenizer with template, generation settings.
 
@@ -227,8 +249,6 @@ def save_policy(model: Any, tokenizer: PromptTokenizer, folder: Path) -> None:
     stop_tokens = list(tokenizer.stop_tokens)
     generation.eos_token_id = stop_tokens if len(stop_tokens) > 1 else stop_tokens[0]
     generation.pad_token_id = tokenizer.eos if pad is None else pad
-    if generation.temperature not in (None, 1.0) or generation.top_p not in (None, 1.0):
-        generation.do_sample = True  # transformers refuses to save sampling settings without it, as chat models had
     try:
         save_weights(model, folder)
     finally:

@@ -154,8 +154,11 @@ def _distributed_peaks(
     narrowed = any(held_weights(network) < network.shape.weight_bytes for network in loaded)
     if context.device.type == "cuda" and context.ranks == 1 and narrowed:
         largest_model = max(loaded, key=lambda network: network.shape.weight_bytes)
-        others = sum(held_weights(network) for network in loaded) - held_weights(largest_model)
-        peaks["loading"] = {"a whole model in float32": float(largest_model.shape.weight_bytes), "other models": others}
+        resident = sum(held_weights(network) for network in loaded) - held_weights(largest_model)
+        peaks["loading"] = {
+            "a whole model in float32": float(largest_model.shape.weight_bytes),
+            "other models": resident,
+        }
     return peaks
 
 
