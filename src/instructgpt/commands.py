@@ -194,7 +194,7 @@ COMMANDS = (
         "create a batch on a site from files or from models",
         loads_torch=False,
     ),
-    Command("chat", "serve.ChatConfig", "serve.chat", "talk to models on a terminal, side by side"),
+    Command("chat", "serve.ChatConfig", "serve.chat", "talk to models on a terminal, side by side", loads_torch=False),
     Command("serve", "serve.EndpointConfig", "serve.cli", "serve models to any OpenAI client"),
     Command(
         "serve keys",

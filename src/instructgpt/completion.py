@@ -74,10 +74,7 @@ def _positional_choices(command: Command, name: str) -> tuple[str, ...]:
 
 
 def _first_words(commands: Sequence[Command]) -> dict[str, list[Command]]:
-    """Return the commands by their first word; a group has several.
-
-    A command that begins with another's name (`serve keys`) is left out: after `serve` its options are completed.
-    """
+    """Return the commands by their first word; a group has several. Subcommands of a command are left out."""
     names = {command.name for command in commands}
     groups: dict[str, list[Command]] = {}
     for command in commands:
@@ -85,6 +82,28 @@ def _first_words(commands: Sequence[Command]) -> dict[str, list[Command]]:
         if not (rest and word in names):
             groups.setdefault(word, []).append(command)
     return groups
+
+
+def _subcommands(commands: Sequence[Command]) -> dict[str, list[Command]]:
+    """Return the commands that begin with another's name, by that name: {"serve": [serve keys, serve log]}."""
+    names = {command.name for command in commands}
+    nested: dict[str, list[Command]] = {}
+    for command in commands:
+        word, _, rest = command.name.partition(" ")
+        if rest and word in names:
+            nested.setdefault(word, []).append(command)
+    return nested
+
+
+def _second_word(command: Command) -> str:
+    return command.name.partition(" ")[2]
+
+
+def _two_word_patterns(commands: Sequence[Command]) -> str:
+    """Return the commands whose second word is not an option, as a pattern of bash and zsh: "plan ppo"|"serve keys"."""
+    wrapped = [f"{command.name} {name}" for command in commands for name in command.wraps]
+    nested = [command.name for group in _subcommands(commands).values() for command in group]
+    return "|".join(f'"{name}"' for name in [*wrapped, *nested])
 
 
 # --- bash ------------------------------------------------------------------------------------------------------------
@@ -143,9 +162,12 @@ complete -F _instructgpt instructgpt
 def format_bash(commands: Sequence[Command]) -> str:
     """Return the script for bash 4 and later."""
     groups = _first_words(commands)
-    subcommands = {word: [c.name.partition(" ")[2] for c in group] for word, group in groups.items() if len(group) > 1}
+    subcommands = {word: [_second_word(c) for c in group] for word, group in groups.items() if len(group) > 1}
     option_lines: list[str] = []
-    value_lines: list[str] = []
+    value_lines = [
+        f'        "{word}  0") words="{" ".join(map(_second_word, group))} $options" ;;'
+        for word, group in _subcommands(commands).items()
+    ]
     for name, options in list_options(commands).items():
         flags = " ".join(dict.fromkeys(flag for option in options for flag in option.flags))
         positional = next((_bash_words(option) for option in options if not option.flags), "")
@@ -157,7 +179,7 @@ def format_bash(commands: Sequence[Command]) -> str:
                 value_lines.append(f'        {patterns}) words="{_bash_words(option)}" ;;')
     return _BASH.format(
         groups="|".join(subcommands),
-        wrapped="|".join(f'"{command.name} {name}"' for command in commands for name in command.wraps),
+        wrapped=_two_word_patterns(commands),
         first_words=" ".join(groups),
         second_words="\n".join(f'            "2 {word}") words="{" ".join(w)}" ;;' for word, w in subcommands.items()),
         commands="\n".join(option_lines),
@@ -225,21 +247,21 @@ def format_zsh(commands: Sequence[Command]) -> str:
         for word, group in groups.items()
     ]
     group_blocks = [
-        _ZSH_GROUP.format(
-            word=word, entries="\n".join(_zsh_entry(c.name.partition(" ")[2], c.purpose, 20) for c in group)
-        )
+        _ZSH_GROUP.format(word=word, entries="\n".join(_zsh_entry(_second_word(c), c.purpose, 20) for c in group))
         for word, group in groups.items()
         if len(group) > 1
     ]
-    blocks = []
+    blocks, nested = [], _subcommands(commands)
     for name, options in list_options(commands).items():
         specs = dict.fromkeys(spec for option in options for spec in _zsh_specs(option))
+        if name in nested:
+            specs |= {f"1:command:({' '.join(map(_second_word, nested[name]))})": None}
         lines = "".join(f" \\\n                {_single_quoted(spec)}" for spec in specs)
         blocks.append(f'        "{name}")\n            shift words; ((CURRENT--))\n            _arguments -S{lines} ;;')
     return _ZSH.format(
         first_words="\n".join(first_words),
         groups="\n".join(group_blocks),
-        wrapped="|".join(f'"{command.name} {name}"' for command in commands for name in command.wraps),
+        wrapped=_two_word_patterns(commands),
         commands="\n".join(blocks),
     )
 
@@ -286,15 +308,21 @@ def format_fish(commands: Sequence[Command]) -> str:
         purpose = group[0].purpose if len(group) == 1 else f"{len(group)} commands"
         lines.append(f"-n __instructgpt_at -a {word} -d {_fish_quoted(purpose)}")
         if len(group) > 1:
-            for command in group:
-                name = command.name.partition(" ")[2]
-                lines.append(f"-n '__instructgpt_at {word}' -a {name} -d {_fish_quoted(command.purpose)}")
+            lines += map(_fish_second_word, group)
+    nested = _subcommands(commands)
+    lines += [_fish_second_word(command) for group in nested.values() for command in group]
+    excluded = {word: [f"; and not __instructgpt_after {c.name}" for c in group] for word, group in nested.items()}
     lines += [
-        f"-n '__instructgpt_after {name}' {_fish_option(option)}"
+        f"-n '__instructgpt_after {name}{''.join(excluded.get(name, ()))}' {_fish_option(option)}"
         for name, options in list_options(commands).items()
         for option in options
     ]
     return _FISH + "".join(f"complete -c instructgpt {line}\n" for line in lines)
+
+
+def _fish_second_word(command: Command) -> str:
+    word, _, name = command.name.partition(" ")
+    return f"-n '__instructgpt_at {word}' -a {name} -d {_fish_quoted(command.purpose)}"
 
 
 def _fish_option(option: CompletedOption) -> str:

@@ -58,6 +58,12 @@ def folder(tmp_path):
         (["plan", "ppo", "--kl"], ["--kl-alarm", "--kl-coef"]),
         (["plan", "ppo", "--ran"], ["--ranks"]),
         (["evaluate", "truth"], ["truthfulqa"]),
+        (["serve", "k"], ["keys"]),
+        (["serve", "--up"], ["--upstream"]),
+        (["serve", "--model", "mo"], ["models"]),
+        (["serve", "keys", ""], ["add", "revoke", "list"]),
+        (["serve", "keys", "add", "--a"], ["--allow-store"]),
+        (["serve", "log", "--s"], ["--store"]),
         (["completion", ""], ["bash", "zsh", "fish"]),
         (["xyzzy", ""], []),
     ],
@@ -94,6 +100,10 @@ def test_fish_offers(folder):
     assert offered("instructgpt plan ppo --kl") == ["--kl-alarm", "--kl-coef"]
     assert sorted(offered("instructgpt ppo --ptx-reduction ")) == ["sequence", "token"]
     assert offered("instructgpt sft --base mo") == ["models/"]
+    assert offered("instructgpt serve ke") == ["keys"]
+    assert offered("instructgpt serve keys --a") == ["--allow-store"]
+    assert offered("instructgpt serve --up") == ["--upstream"]
+    assert offered("instructgpt serve keys --up") == []
 
 
 @pytest.mark.skipif(not shutil.which("zsh"), reason="zsh is not installed")

@@ -120,6 +120,32 @@ def test_an_endpoint(save):
         connect(endpoint.url, [], None)
 
 
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = sys.modules["transformers"] = None  # an import of them fails, as where they are not installed
+from instructgpt.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_an_endpoint_needs_no_torch_here(save):
+    with run_endpoint({"policy": save("llama")}) as endpoint:
+        answer = endpoint.chat("Where is Seoul?", max_tokens=5, temperature=0)
+        line = [sys.executable, "-c", WITHOUT_TORCH, "chat", "--url", endpoint.url, "--max-tokens", "5"]
+        done = subprocess.run(
+            [*line, "--temperature", "0"],
+            input="Where is Seoul?\n/quit\n",
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(SRC)},
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    expected = [c for c in answer["choices"][0]["message"]["content"] if c.isascii() and c.isalnum()]
+    assert "1 policy" in done.stdout
+    assert "PyTorch" not in done.stdout
+    assert set(expected) <= set(done.stdout)
+
+
 def test_settings():
     settings = ChatSettings().change("temperature", "0.5").change("seed", "7")
     assert (settings.temperature, settings.seed) == (0.5, 7)

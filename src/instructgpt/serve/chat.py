@@ -22,13 +22,9 @@ from rich.text import Text
 
 from instructgpt.errors import InputError, RunError
 from instructgpt.io import format_json_line
-from instructgpt.models.loading import parse_named_models
-from instructgpt.models.policy import pick_device
-from instructgpt.models.reward_model import load_reward_model
-from instructgpt.records import Demonstration, Message, Prompt, Ranking
-from instructgpt.serve.chat_models import ChatModel, ChatReply, ChatSettings, LocalChatModel, connect
+from instructgpt.records import Demonstration, Message, Ranking
+from instructgpt.serve.chat_models import AnswerScorer, ChatModel, ChatReply, ChatSettings, connect
 from instructgpt.serve.configs import CHAT_KEY_VARIABLE, ChatConfig
-from instructgpt.serve.served_model import ServedModel
 
 _HELP = """/regenerate        answer the last turn again
 /pick N            go on with answer N (at first: 1)
@@ -67,9 +63,14 @@ class Chat:
     """The loop: reads lines, shows answers, saves records."""
 
     def __init__(
-        self, models: Sequence[ChatModel], reward: Any, config: ChatConfig, console: Console, settings: ChatSettings
+        self,
+        models: Sequence[ChatModel],
+        scorer: AnswerScorer | None,
+        config: ChatConfig,
+        console: Console,
+        settings: ChatSettings,
     ) -> None:
-        self.models, self.reward, self.config, self.console, self.settings = models, reward, config, console, settings
+        self.models, self.scorer, self.config, self.console, self.settings = models, scorer, config, console, settings
         self.conversation = Conversation(config.system)
         self.conversation.restart()
         self._commands: dict[str, Callable[[str], None]] = {
@@ -170,20 +171,12 @@ class Chat:
         titles = []
         for number, answer in enumerate(answers, 1):
             parts = [f"{number} {answer.model}"]
-            if self.reward is not None:
-                parts.append(f"score {self._score(answer):.2f}")
+            if self.scorer is not None:
+                parts.append(f"score {self.scorer.score(self.conversation.messages, answer):.2f}")
             if answer.finish == "length":
                 parts.append("cut off")
             titles.append(", ".join(parts))
         self.console.print(self._panels(titles, [answer.text for answer in answers]))
-
-    def _score(self, answer: ChatReply) -> float:
-        prompt = Prompt.model_validate({"messages": tuple(self.conversation.messages)})
-        finished = answer.finish == "stop"
-        example = self.reward.tokenizer.encode_example(prompt, answer.text, finished=finished)
-        if len(example) > self.reward.context:
-            return float("nan")
-        return float(self.reward.score([example])[0])
 
     # ------------------------------------------------------------ commands
 
@@ -279,22 +272,26 @@ def main(config: ChatConfig) -> None:
     for path in (config.demonstrations, config.rankings):
         if path is not None and not path.parent.is_dir():
             raise InputError(f"{path}: no such directory: {path.parent}")
-    device = pick_device(config.device)
-    models: Sequence[ChatModel]
-    if config.url:
-        models = connect(config.url, config.model, os.environ.get(CHAT_KEY_VARIABLE))
-    else:
-        sources = parse_named_models(config.model)
-        models = [
-            LocalChatModel(ServedModel.load(name, source, device, max_rows=4, max_waiting=4))
-            for name, source in sources.items()
-        ]
-    reward = load_reward_model(config.reward, device) if config.reward else None
+    models, scorer = _load(config)
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")  # editing and history of the lines
     settings = ChatSettings(config.temperature, config.top_p, config.max_tokens, config.seed)
     try:
-        Chat(models, reward, config, Console(), settings).run()
+        Chat(models, scorer, config, Console(), settings).run()
     finally:
         for model in models:
             model.close()
+
+
+def _load(config: ChatConfig) -> tuple[Sequence[ChatModel], AnswerScorer | None]:
+    """Connect to an endpoint or load models; PyTorch is imported only where a model runs in this process."""
+    models: Sequence[ChatModel] = ()
+    if config.url:
+        models = connect(config.url, config.model, os.environ.get(CHAT_KEY_VARIABLE))
+        if not config.reward:
+            return models, None
+    print("chat: loading PyTorch", flush=True)
+    from instructgpt.serve.local_chat_models import load_chat_models, load_scorer
+
+    scorer = load_scorer(config.reward, config.device) if config.reward else None
+    return models or load_chat_models(config.model, config.device), scorer

@@ -1,11 +1,8 @@
-"""What answers in a chat: models of this process, or those of an endpoint."""
+"""What answers in a chat, and the models of an endpoint. Nothing here imports PyTorch."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import queue
-import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +12,6 @@ import httpx
 
 from instructgpt.errors import InputError, RunError, one_line
 from instructgpt.records import Message
-from instructgpt.sampling.decoder import SamplingParams
-from instructgpt.serve.engine import CompletionDelta, GenerationError, GenerationEvent, GenerationRequest
-from instructgpt.serve.errors import APIError
-from instructgpt.serve.served_model import ServedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,61 +72,12 @@ class ChatModel(Protocol):
         ...
 
 
-class LocalChatModel:
-    """A model of this process."""
+class AnswerScorer(Protocol):
+    """Scores answers."""
 
-    def __init__(self, served: ServedModel) -> None:
-        self.served, self.name = served, served.name
-
-    def close(self) -> None:
-        """End the engine."""
-        self.served.engine.close()
-
-    def answer(
-        self,
-        messages: Sequence[Message],
-        settings: ChatSettings,
-        show: Callable[[str], None],
-        interrupt: threading.Event,
-    ) -> ChatReply:
-        """Sample with the engine."""
-        events: queue.Queue[Sequence[GenerationEvent]] = queue.Queue()
-        try:
-            prompt = self.served.encode_chat(tuple(messages))
-        except APIError as error:
-            raise RunError(str(error)) from error
-        if len(prompt) >= self.served.context:
-            raise RunError(
-                f"the conversation has {len(prompt)} tokens, the context is {self.served.context}; /new starts again"
-            )
-        request = GenerationRequest(
-            prompt=prompt,
-            max_tokens=min(settings.max_tokens, self.served.context - len(prompt)),
-            params=SamplingParams(self.served.tokenizer.stop_tokens, settings.temperature, settings.top_p),
-            deliver=events.put,
-            seed=secrets.randbits(63) if settings.seed is None else settings.seed,
-            stream=True,
-        )
-        self.served.engine.submit([request])
-        text = ""
-        for event in _iter_events(events, interrupt):
-            if isinstance(event, GenerationError):
-                raise RunError(event.message)
-            if isinstance(event, CompletionDelta):
-                text += event.text
-                show(text)
-                if event.finish_reason is not None:
-                    return ChatReply(self.name, text, event.finish_reason)
-        self.served.engine.cancel([request])
-        return ChatReply(self.name, text, "length")
-
-
-def _iter_events(
-    events: queue.Queue[Sequence[GenerationEvent]], interrupt: threading.Event
-) -> Iterator[GenerationEvent]:
-    while not interrupt.is_set():
-        with contextlib.suppress(queue.Empty):
-            yield from events.get(timeout=0.05)
+    def score(self, messages: Sequence[Message], answer: ChatReply) -> float:
+        """Return the score of an answer to a conversation."""
+        ...
 
 
 class EndpointChatModel:
