@@ -58,8 +58,8 @@ test: $(STAMP)  ## format, lint, types and every test
 	$(PYTHON_IN) -m mypy
 	$(TEST)
 
-test-long: $(STAMP)  ## the tests that take minutes: many users and labelers on one site through kills
-	INSTRUCTGPT_TEST_LONG=1 $(TEST) tests/label/playground/test_load.py tests/label/playground/test_erasure.py
+test-long: $(STAMP)  ## the tests that take minutes: many users and labelers on one site, workers of a sweep, through kills
+	INSTRUCTGPT_TEST_LONG=1 $(TEST) tests/label/playground/test_load.py tests/label/playground/test_erasure.py tests/sweep/test_sweep_claims.py
 
 check: $(STAMP)  ## the same without the slow tests
 	$(PYTHON_IN) -m ruff format --check .

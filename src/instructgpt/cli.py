@@ -21,6 +21,7 @@ from instructgpt.config import (
     CommandConfig,
     did_you_mean,
     make_config,
+    presets_with_section,
     read_preset,
     section_for,
 )
@@ -154,7 +155,10 @@ def _build_config(
     """Merge the layers of a command line: `defaults`, then --preset, then --config, then the flags."""
     flags = vars(parser.parse(argv))
     preset, file = flags.pop("preset", None), flags.pop("config", None)
-    preset_options = section_for(config_class, read_preset(preset), f"preset {preset}") if preset else {}
+    preset_options = {}
+    if preset:
+        text = read_preset(preset, presets_with_section(config_class))
+        preset_options = section_for(config_class, text, f"preset {preset}")
     file_options = section_for(config_class, _read_config_file(file), f"--config {file}") if file else {}
     return make_config(config_class, file_options, flags, preset={**(defaults or {}), **preset_options})
 

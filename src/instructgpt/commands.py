@@ -41,6 +41,14 @@ _TRUTHFULQA_JUDGE = "evaluate.judges.truthfulqa_judge"
 
 COMMANDS = (
     Command("run", "run.RunConfig", "pipeline", "run the whole paper with simulated labelers"),
+    Command(
+        "sweep",
+        "sweep.SweepConfig",
+        "sweep.cli",
+        "run the pipeline with every combination of some options, on any number of machines",
+        positional="recipe",
+        loads_torch=False,
+    ),
     Command("pretrain", "train.PretrainConfig", "train.pretrain", "pretrain a small base model from scratch"),
     Command("sft", "train.SFTConfig", "train.sft", "fine-tune a model on demonstrations"),
     Command("reward", "train.RewardConfig", "train.reward", "train a reward model on rankings"),

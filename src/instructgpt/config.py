@@ -6,7 +6,7 @@ An option that does not exist, does not parse, or would have no effect is an err
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
@@ -188,10 +188,10 @@ def _as_mapping(values: Any, source: str) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
-def read_preset(name: str) -> str:
-    """Return the YAML text of a preset. Raise InputError if there is no such preset."""
+def read_preset(name: str, suitable: Sequence[str] = ()) -> str:
+    """Return the YAML text of a preset. Raise InputError, which names the `suitable` ones, if there is no such preset."""
     if name not in preset_names():
-        raise InputError(f"no preset '{name}'; available: {', '.join(preset_names())}")
+        raise InputError(f"no preset '{name}'; available: {', '.join(suitable or preset_names())}")
     return (_PRESET_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
 
 

@@ -38,7 +38,9 @@ OPTION_GROUPS = {
         retention_days""",
     "serving": "action url system upstream keys store rate max_rows max_waiting timeout metrics owner allow_store days",
     "labeling": """name kind purpose cohort priority overlap cohort_share cohort_overlap gold_share
-        repeat_share k_least k_most hourly open dry_run""",
+        repeat_share k_least k_most hourly open""",
+    "sweep": """recipe vary seeds fresh_seeds select plot paper_figure jobs attempts stale_minutes retry
+        dry_run""",
     "simulation": "tasks double_clicks walk_aways noise",
     "integrations": "allow_networks smtp mail_from openid_issuer openid_client openid_name openid_domains",
     "workload": "prompt_tokens completion_tokens records",

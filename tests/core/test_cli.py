@@ -16,10 +16,11 @@ from pydantic import Field
 from support.commands import SRC, run_in_process, write
 
 from instructgpt import cli
-from instructgpt.config import CommandConfig, make_config, preset_names
+from instructgpt.config import CommandConfig, make_config, presets_with_section
 from instructgpt.errors import InputError, RunError
 from instructgpt.flags import OPTION_GROUPS, build_parser
 from instructgpt.option_names import FOREIGN_COMMANDS, FOREIGN_OPTIONS
+from instructgpt.run.configs import RunConfig
 
 PRETRAIN = ["pretrain", "--corpus", "c.txt", "--out", "o"]
 SFT = ["sft", "--base", "./b", "--data", "d.jsonl", "--out", "o"]
@@ -373,7 +374,7 @@ def test_invalid_section_is_refused_before_the_first_stage(text, said, command, 
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("preset", presets_with_section(RunConfig))
 @pytest.mark.parametrize("argv", [PRETRAIN, SFT, REWARD, PPO], ids=lambda argv: argv[0])
 def test_presets_are_valid_for_every_stage(preset, argv):
     section = yaml.safe_load((SRC / "instructgpt" / "presets" / f"{preset}.yaml").read_text(encoding="utf-8"))[argv[0]]

@@ -145,7 +145,7 @@ def render_bar_panel(
     ]
     left_margin = 14 + 5.6 * max(map(len, labels), default=0)
     low, high = limits or (0.0, _axis_maximum(bars, reference_line))
-    ax, canvas = _create_axes(title, left_margin=left_margin, height=46 + 23 * max(len(bars), 1), bottom_margin=20)
+    ax, canvas = create_axes(title, left_margin=left_margin, height=46 + 23 * max(len(bars), 1), bottom_margin=20)
     y = np.arange(len(bars))[::-1]
     ax.set(xlim=(low, low + (high - low) * 1.17), ylim=(-0.6, len(bars) - 0.4), yticks=y, yticklabels=labels)
     ax.set_xticks(
@@ -158,7 +158,7 @@ def render_bar_panel(
         ax.axvline(reference_line, color=MUTED_COLOR, linewidth=1, dashes=(4, 3))
     for y_position, bar in zip(y, bars, strict=True):
         _draw_bar(ax, float(y_position), bar, metric, low)
-    return _export_svg(canvas, title)
+    return export_svg(canvas, title)
 
 
 def _draw_bar(ax: Any, y_position: float, bar: Bar, metric: str, start: float) -> None:
@@ -223,7 +223,7 @@ def render_line_panel(
     With `sizes` the x axis is logarithmic with a tick at each size, and intervals are error bars. With `log_scale_y`
     power laws are straight lines. Axes of a `metric` have the unit of its numbers in tables.
     """
-    ax, canvas = _create_axes(title, left_margin=44, height=190, bottom_margin=36)
+    ax, canvas = create_axes(title, left_margin=44, height=190, bottom_margin=36)
     for curve in curves:
         style = {"dashes": (3, 2)} if curve.dashed else {}
         ax.plot(
@@ -256,7 +256,7 @@ def render_line_panel(
     ax.grid(axis="y", color=_LINE_COLOR, linewidth=0.6)
     if y_min is not None:
         ax.set_ylim(bottom=y_min)
-    return _export_svg(canvas, title)
+    return export_svg(canvas, title)
 
 
 def _tick_formatter(metric: str) -> FuncFormatter:
@@ -273,7 +273,7 @@ def _format_tick(value: float) -> str:
     return f"{value / 1000:.6g}k" if abs(value) >= 1_000 else f"{round(value, 9):.6g}"
 
 
-def _create_axes(title: str, *, left_margin: float, height: float, bottom_margin: float) -> tuple[Any, FigureCanvasSVG]:
+def create_axes(title: str, *, left_margin: float, height: float, bottom_margin: float) -> tuple[Any, FigureCanvasSVG]:
     """Create an empty panel with fixed margins in points."""
     with matplotlib.rc_context(_MATPLOTLIB_SETTINGS):
         canvas = FigureCanvasSVG(Figure(figsize=(_PANEL_WIDTH / 72, height / 72), facecolor="none"))
@@ -303,7 +303,7 @@ def _create_axes(title: str, *, left_margin: float, height: float, bottom_margin
     return ax, canvas
 
 
-def _export_svg(canvas: FigureCanvasSVG, title: str) -> str:
+def export_svg(canvas: FigureCanvasSVG, title: str) -> str:
     """Return the drawing as an `<svg>` element with page fonts and unique ids."""
     buffer = io.StringIO()
     with matplotlib.rc_context(_MATPLOTLIB_SETTINGS), warnings.catch_warnings():

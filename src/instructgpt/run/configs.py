@@ -10,13 +10,13 @@ from pydantic import Field
 
 from instructgpt.config import TRAINING_ONLY_FIELDS, CommandConfig, StageConfig, did_you_mean
 
-_STAGE_SECTIONS = ("pretrain", "start", "candidates", "reward", "sft", "ppo", "ppo_ptx", "exam")
+STAGE_SECTIONS = ("pretrain", "start", "candidates", "reward", "sft", "ppo", "ppo_ptx", "exam")
 
 
 class RunConfig(StageConfig):
     """Options of the whole pipeline: sizes of the small world, or your own files.
 
-    A preset or configuration file has a section for `run` and one for each of _STAGE_SECTIONS: `start` is the starting
+    A preset or configuration file has a section for `run` and one for each of STAGE_SECTIONS: `start` is the starting
     point of PPO, `sft` the SFT baseline, `candidates` the completions to rank, `exam` the evaluation.
     """
 
@@ -87,9 +87,9 @@ class RunConfig(StageConfig):
                 yield f"{flag} has no effect with --{start}: each round needs labelers who rank new completions"
             elif name in self.model_fields_set and name != "rounds" and self.rounds == 1:
                 yield f"{flag} has no effect without --rounds 2 or more"
-        for name in self.stages.keys() - set(_STAGE_SECTIONS):
-            sections = ", ".join(("run", *_STAGE_SECTIONS))
-            yield f"no stage '{name}'{did_you_mean(name, _STAGE_SECTIONS)}; valid sections: {sections}"
+        for name in self.stages.keys() - set(STAGE_SECTIONS):
+            sections = ", ".join(("run", *STAGE_SECTIONS))
+            yield f"no stage '{name}'{did_you_mean(name, STAGE_SECTIONS)}; valid sections: {sections}"
 
 
 class ReportConfig(CommandConfig):

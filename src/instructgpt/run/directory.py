@@ -47,7 +47,7 @@ _LONG_CHECKPOINT_S = 3.0
 _PRINT_INTERVAL_S = 10.0
 _LARGE_STATE_BYTES = 1e9
 _RECORDED_PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
-_RESUMABLE_OPTIONS = (
+RESUMABLE_OPTIONS = (
     frozenset({"out", "device", "resume", "processes", "patience", "track", "checkpoints"})
     | frozenset({"checkpoint_minutes", "keep_state", "save_every", "save_limit", "cuda_graphs"})
     | frozenset({"rounds", "one_round_control"})
@@ -479,7 +479,7 @@ def _flatten_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
                     flattened |= {f"{section}.{option}": setting for option, setting in options.items()}
                 else:
                     flattened[f"{name}.{section}"] = options
-        elif name not in _RESUMABLE_OPTIONS:
+        elif name not in RESUMABLE_OPTIONS:
             flattened["--" + name.replace("_", "-")] = value
     return flattened
 
