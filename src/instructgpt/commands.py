@@ -41,14 +41,6 @@ _TRUTHFULQA_JUDGE = "evaluate.judges.truthfulqa_judge"
 
 COMMANDS = (
     Command("run", "run.RunConfig", "pipeline", "run the whole paper with simulated labelers"),
-    Command(
-        "sweep",
-        "sweep.SweepConfig",
-        "sweep.cli",
-        "run the pipeline with every combination of some options, on any number of machines",
-        positional="recipe",
-        loads_torch=False,
-    ),
     Command("pretrain", "train.PretrainConfig", "train.pretrain", "pretrain a small base model from scratch"),
     Command("sft", "train.SFTConfig", "train.sft", "fine-tune a model on demonstrations"),
     Command("reward", "train.RewardConfig", "train.reward", "train a reward model on rankings"),
@@ -80,6 +72,14 @@ COMMANDS = (
         "sample, choose by a reward model and fine-tune, in rounds",
     ),
     Command("dpo", "train.DPOConfig", "baselines.dpo", "train a policy on rankings by direct preference optimization"),
+    Command(
+        "sweep",
+        "sweep.SweepConfig",
+        "sweep.cli",
+        "run the pipeline with every combination of some options, on any number of machines",
+        positional="recipe",
+        loads_torch=False,
+    ),
     Command(
         "report",
         "run.ReportConfig",

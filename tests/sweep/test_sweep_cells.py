@@ -126,7 +126,8 @@ def rows_of(scores, *, fresh=()):
     return [
         {
             "cell": f"{value}-{seed}", "values": {"ppo.kl_coef": value}, "seed": seed, "fresh": seed in fresh,
-            "state": "failed" if score is None else "done", "seconds": 60.0, "error": "too hot" if score is None else "",
+            "state": "failed" if score is None else "done", "seconds": 60.0,
+            "error": "too hot" if score is None else "",
             "metrics": {} if score is None else {"ppo:validation/scores": score, "tax:passage_qa:ppo": 1 - score / 10},
         }
         for value, by_seed in scores.items()
