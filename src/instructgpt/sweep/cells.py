@@ -62,10 +62,10 @@ def parse_axis(text: str) -> Axis:
     values = tuple(value.strip() for value in values_text.split(","))
     if not (equals and dot and option and all(values)):
         raise InputError(f"--vary {text}: expected STAGE.OPTION=VALUE,VALUE,…, as ppo.kl_coef=0.01,0.02")
-    sections, known = tuple(stages.split("+")), ("run", *STAGE_SECTIONS)
+    sections, names = tuple(stages.split("+")), ("run", *STAGE_SECTIONS)
     for section in sections:
-        if section not in known:
-            hint = did_you_mean(section, known) or f"; stages: {', '.join(known)}"
+        if section not in names:
+            hint = did_you_mean(section, names) or f"; stages: {', '.join(names)}"
             raise InputError(f"--vary {text}: no stage '{section}'{hint}")
     option = option.replace("-", "_")
     if "run" in sections and option in ("seed", "out", "stages"):
@@ -156,10 +156,10 @@ def apply_values(recipe: Mapping[str, Any], axes: Sequence[Axis], values: Sequen
 
 def _drop_pretraining_at_zero(stages: dict[str, dict[str, Any]]) -> None:
     """Turn a share of pretraining text of 0 into training without such text, which the stages want to be said."""
-    for name, option, others in (("start", "mix", ()), ("ppo_ptx", "ptx_coef", _PTX_OPTIONS)):
+    for name, option, inert in (("start", "mix", ()), ("ppo_ptx", "ptx_coef", _PTX_OPTIONS)):
         section = stages.get(name, {})
         if option in section and _to_number(str(section[option])) == 0:
-            dropped = {option, *others}
+            dropped = {option, *inert}
             stages[name] = {key: value for key, value in section.items() if key not in dropped} | {"pretraining": []}
 
 

@@ -34,8 +34,8 @@ from instructgpt.sweep.paper_readings import PAPER_FIGURES
 from instructgpt.sweep.scheduler import Item, Scheduler
 from instructgpt.sweep.shared_stages import SharedStage, find_shared_stages, make_cell, make_shared_stage
 from instructgpt.sweep.table import (
-    Choice,
-    Row,
+    CellRow,
+    SweepChoice,
     choose,
     compares_reward_models,
     format_table,
@@ -76,15 +76,15 @@ class Sweep:
         panels = tuple(panel.format(model=model) for panel in _DEFAULT_PANELS)
         return (self.choice_metric.removeprefix("-"), *panels) if self.choice_metric else panels
 
-    def add_fresh_cells(self, choice: Choice) -> None:
+    def add_fresh_cells(self, choice: SweepChoice) -> None:
         """Add the chosen combination on seeds that have chosen nothing."""
         first = self.first_seed + self.config.seeds
         texts = {axis.name: {to_value(value): value for value in axis.values} for axis in self.axes}
         axes = [Axis(axis.sections, axis.option, (texts[axis.name][choice.values[axis.name]],)) for axis in self.axes]
-        fresh = build_cells(self.recipe, axes, range(first, first + self.config.fresh_seeds), is_fresh=True)
-        known = {cell.key for cell in self.cells}
-        self.cells += [cell for cell in fresh if cell.key not in known]
-        self.shared |= {cell.key: find_shared_stages(cell, self.axes) for cell in fresh}
+        fresh_cells = build_cells(self.recipe, axes, range(first, first + self.config.fresh_seeds), is_fresh=True)
+        keys = {cell.key for cell in self.cells}
+        self.cells += [cell for cell in fresh_cells if cell.key not in keys]
+        self.shared |= {cell.key: find_shared_stages(cell, self.axes) for cell in fresh_cells}
 
     def shared_stages(self) -> dict[str, SharedStage]:
         """All stages that cells have in common, by name, each after those that it needs."""
@@ -113,10 +113,10 @@ class Sweep:
     def item_name(self, cell: Cell) -> str:
         return f"cell-{cell.key}"
 
-    def rows(self, scheduler: Scheduler | None = None) -> list[Row]:
+    def rows(self, scheduler: Scheduler | None = None) -> list[CellRow]:
         """Return a row a cell, in the order of the values."""
         items = {item.name: item for item in self.items()}
-        rows: list[Row] = []
+        rows: list[CellRow] = []
         for cell in self.cells:
             status, directory = self.claims.status(self.item_name(cell)), self.directory(cell)
             outcome = status.outcome if status.state in ("done", "failed") else None
@@ -145,10 +145,10 @@ class Sweep:
 
 
 def _ancestors(stage: SharedStage, stages: Mapping[str, SharedStage]) -> dict[str, SharedStage]:
-    found: dict[str, SharedStage] = {}
+    ancestors: dict[str, SharedStage] = {}
     for name in stage.parents:
-        found |= _ancestors(stages[name], stages) | {name: stages[name]}
-    return found
+        ancestors |= _ancestors(stages[name], stages) | {name: stages[name]}
+    return ancestors
 
 
 def main(config: SweepConfig) -> Path:
@@ -207,7 +207,7 @@ def _record_command(sweep: Sweep) -> None:
     write_text_atomic(sweep.out / "sweep.json", json.dumps(settings, indent=2) + "\n")
 
 
-def _choose(sweep: Sweep, rows: Sequence[Row]) -> Choice | None:
+def _choose(sweep: Sweep, rows: Sequence[CellRow]) -> SweepChoice | None:
     metric = sweep.choice_metric
     if not metric:
         return None
@@ -222,7 +222,7 @@ def _choose(sweep: Sweep, rows: Sequence[Row]) -> Choice | None:
     return choice
 
 
-def _write_outputs(sweep: Sweep, rows: Sequence[Row], choice: Choice | None) -> None:
+def _write_outputs(sweep: Sweep, rows: Sequence[CellRow], choice: SweepChoice | None) -> None:
     write_rows(sweep.out / "sweep.jsonl", rows)
     write_text_atomic(sweep.out / "sweep.md", format_table(rows, sweep.axes, sweep.metrics, choice))
     number = sweep.config.paper_figure

@@ -16,7 +16,7 @@ from instructgpt.report.svg import MUTED_COLOR, create_axes, export_svg, render_
 from instructgpt.statistics import intervals
 from instructgpt.sweep.cells import Axis
 from instructgpt.sweep.paper_readings import PAPER_FIGURES, PaperCurve
-from instructgpt.sweep.table import Row, format_value, to_value
+from instructgpt.sweep.table import CellRow, format_value, to_value
 
 _COLORS = ("#2a9d6f", "#d9652e", "#3f88c5", "#b58a2c", "#7b6fc4", "#b9508a")
 _LOG_RATIO = 8.0
@@ -35,7 +35,7 @@ class SeedCurve:
 
 def write_figure(
     path: Path,
-    rows: Sequence[Row],
+    rows: Sequence[CellRow],
     axes: Sequence[Axis],
     metrics: Sequence[str],
     paper_figure: int | None = None,
@@ -90,20 +90,20 @@ class Placing:
         return self._zero if self.is_log and number == 0 else number
 
 
-def _collect_curves(rows: Sequence[Row], axes: Sequence[Axis], placing: Placing, pattern: str) -> list[SeedCurve]:
+def _collect_curves(rows: Sequence[CellRow], axes: Sequence[Axis], placing: Placing, pattern: str) -> list[SeedCurve]:
     names = sorted({name for row in rows for name in row["metrics"] if fnmatchcase(name, pattern)})
     groups: dict[tuple[str, str], dict[float, list[float]]] = {}
     for name in names:
         for row in rows:
             if (value := row["metrics"].get(name)) is not None and math.isfinite(value):
-                others = ", ".join(f"{axis.option} {format_value(row['values'][axis.name])}" for axis in axes[1:])
-                points = groups.setdefault((name, others), {})
+                combination = ", ".join(f"{axis.option} {format_value(row['values'][axis.name])}" for axis in axes[1:])
+                points = groups.setdefault((name, combination), {})
                 points.setdefault(placing.place(row["values"][axes[0].name]), []).append(value)
     curves = []
-    for position, ((name, others), points) in enumerate(groups.items()):
+    for position, ((name, combination), points) in enumerate(groups.items()):
         model = _model_of(name)
-        label = ", ".join(part for part in (model_name(model) if len(names) > 1 else "", others) if part)
-        color = MODEL_COLORS.get(model, _COLORS[0]) if not others else _COLORS[position % len(_COLORS)]
+        label = ", ".join(part for part in (model_name(model) if len(names) > 1 else "", combination) if part)
+        color = MODEL_COLORS.get(model, _COLORS[0]) if not combination else _COLORS[position % len(_COLORS)]
         places = sorted(points)
         curves.append(SeedCurve(label, color, places, [points[place] for place in places]))
     return curves
@@ -116,10 +116,10 @@ def _model_of(name: str) -> str:
 
 
 def _panel_title(pattern: str) -> str:
-    evaluation, *others = pattern.split(":")
-    if len(others) < 2:
-        return f"{model_name(evaluation.replace('*', ''))}: {others[0] if others else ''}"
-    parts = (task_name(evaluation), metric_name(others[0]), *map(condition_name, others[2:]))
+    evaluation, *details = pattern.split(":")
+    if len(details) < 2:
+        return f"{model_name(evaluation.replace('*', ''))}: {details[0] if details else ''}"
+    parts = (task_name(evaluation), metric_name(details[0]), *map(condition_name, details[2:]))
     return ", ".join(part for part in parts if part and "*" not in part)
 
 
@@ -173,6 +173,6 @@ def _draw_paper(ax: Any, curve: PaperCurve, factor: float) -> None:
     behind.locator_params(axis="y", nbins=4)
     for side in ("top", "right", "left", "bottom"):
         behind.spines[side].set_visible(False)
-    left, bottom, width, height = ax.get_position().bounds
+    x_start, bottom, width, height = ax.get_position().bounds
     for axes in (ax, behind):
-        axes.set_position((left, bottom, width - 0.12, height))
+        axes.set_position((x_start, bottom, width - 0.12, height))

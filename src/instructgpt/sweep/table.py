@@ -34,11 +34,11 @@ DEFAULT_CHOICE = {
 }
 """Validation metric that chooses, by the last stage that is varied; a minus means that lower is better."""
 
-Row = dict[str, Any]
+CellRow = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class SweepChoice:
     """The combination with the best mean of a validation metric."""
 
     metric: str
@@ -68,8 +68,8 @@ def _read_validation(stage: Path) -> dict[str, float]:
     if isinstance(record.get("validation"), dict):
         return {name: value for name, value in record["validation"].items() if isinstance(value, int | float)}
     rows = [row for row in read_jsonl_log(stage / "metrics.jsonl") if any("validation" in name for name in row)]
-    kept = [row for row in rows if _is_kept(row, record)]
-    last = (kept or rows or [{}])[-1]
+    kept_rows = [row for row in rows if _is_kept(row, record)]
+    last = (kept_rows or rows or [{}])[-1]
     return {name: value for name, value in last.items() if "validation" in name}
 
 
@@ -87,7 +87,7 @@ def to_value(text: str) -> float | str:
         return text
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
+def write_rows(path: Path, rows: Iterable[CellRow]) -> None:
     write_text_atomic(path, map(format_json_line, rows))
 
 
@@ -119,24 +119,24 @@ def compares_reward_models(metric: str, axes: Sequence[Axis]) -> bool:
     return is_score and any(section in upstream for axis in axes for section in axis.sections)
 
 
-def choose(rows: Sequence[Row], metric: str) -> Choice | None:
+def choose(rows: Sequence[CellRow], metric: str) -> SweepChoice | None:
     """Return the best combination of those that all seeds have measured."""
     name, lowest = metric.removeprefix("-"), metric.startswith("-")
-    candidates: list[Choice] = []
+    candidates: list[SweepChoice] = []
     for values, cells in group_by_values(row for row in rows if not row["fresh"]):
         numbers = [row["metrics"].get(name) for row in cells]
         measured = [number for number in numbers if number is not None and math.isfinite(number)]
         if len(measured) == len(cells):
             seeds = tuple(row["seed"] for row in cells)
-            candidates.append(Choice(name, lowest, values, statistics.fmean(measured), seeds))
+            candidates.append(SweepChoice(name, lowest, values, statistics.fmean(measured), seeds))
     if not candidates:
         return None
     return (min if lowest else max)(candidates, key=lambda choice: choice.mean)
 
 
-def group_by_values(rows: Iterable[Row]) -> list[tuple[Mapping[str, Any], list[Row]]]:
+def group_by_values(rows: Iterable[CellRow]) -> list[tuple[Mapping[str, Any], list[CellRow]]]:
     """Return the rows of each combination, in the order of their first."""
-    groups: dict[str, tuple[Mapping[str, Any], list[Row]]] = {}
+    groups: dict[str, tuple[Mapping[str, Any], list[CellRow]]] = {}
     for row in rows:
         groups.setdefault(json.dumps(row["values"], sort_keys=True), (row["values"], []))[1].append(row)
     return list(groups.values())
@@ -145,7 +145,9 @@ def group_by_values(rows: Iterable[Row]) -> list[tuple[Mapping[str, Any], list[R
 # --- sweep.md --------------------------------------------------------------------------------------------------------
 
 
-def format_table(rows: Sequence[Row], axes: Sequence[Axis], metrics: Sequence[str], choice: Choice | None) -> str:
+def format_table(
+    rows: Sequence[CellRow], axes: Sequence[Axis], metrics: Sequence[str], choice: SweepChoice | None
+) -> str:
     """Return sweep.md: a line a combination with mean and interval over seeds, failures, and what was chosen."""
     head = [axis.name for axis in axes] + ["seeds", *metrics]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
@@ -164,7 +166,7 @@ def format_table(rows: Sequence[Row], axes: Sequence[Axis], metrics: Sequence[st
     return "\n".join([*lines, f"- {format_seconds(seconds)} in cells, beside what they share", ""])
 
 
-def _describe_choice(rows: Sequence[Row], choice: Choice | None) -> list[str]:
+def _describe_choice(rows: Sequence[CellRow], choice: SweepChoice | None) -> list[str]:
     if choice is None:
         return ["- nothing was chosen: no combination has a validation metric on all seeds"]
     direction = "lowest" if choice.lowest else "highest"
