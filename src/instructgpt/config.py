@@ -189,7 +189,7 @@ def _as_mapping(values: Any, source: str) -> dict[str, Any]:
 
 
 def read_preset(name: str, suitable: Sequence[str] = ()) -> str:
-    """Return the YAML text of a preset. Raise InputError, which names the `suitable` ones, if there is no such preset."""
+    """Return the YAML text of a preset. Raise InputError, naming the suitable ones, if there is no such preset."""
     if name not in preset_names():
         raise InputError(f"no preset '{name}'; available: {', '.join(suitable or preset_names())}")
     return (_PRESET_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
