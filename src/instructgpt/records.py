@@ -340,8 +340,12 @@ def format_validation_error(error: ValidationError) -> str:
     column = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
-        columns = ", ".join(map(str, first["input"])) if isinstance(first["input"], dict) else "none"
-        return f"column '{column}' is missing (columns found: {columns}); 'data import' reads other formats"
+        found_columns = list(first["input"]) if isinstance(first["input"], dict) else []
+        hint = "'data import' reads other formats"
+        if column == "completion" and {"completions", "ranks"} <= set(found_columns):
+            hint = "these are rankings, which 'label import' takes in as finished work; 'sample' writes completions"
+        columns = ", ".join(map(str, found_columns)) or "none"
+        return f"column '{column}' is missing (columns found: {columns}); {hint}"
     return f"column '{column}': {message}" if column else message
 
 

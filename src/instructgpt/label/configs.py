@@ -276,6 +276,9 @@ class BatchConfig(SamplingOptions):
     kind: TaskKind = Field("rank", description="task kind: rank, demonstrate or review")
     purpose: Literal["training", "evaluation"] = Field("training", description="purpose of the batch")
     cohort: Cohort | None = Field(None, description="cohort that may work on the batch; any by default")
+    screening: Literal["sensitive", "ranking", "demonstration"] | None = Field(
+        None, description="part of the screening test that the batch is for; by default ordinary work"
+    )
     baseline: str | None = Field(None, description="evaluation: the model to compare the others with")
     priority: int = Field(0, ge=-1000, le=1000, description="batches with higher priority come first")
     overlap: int = Field(1, ge=1, le=100, description="labelers per task")

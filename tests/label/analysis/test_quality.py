@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from random import Random
 
 import pytest
@@ -111,6 +112,30 @@ def test_labeler_profile_numbers(site):
     assert row.pasted == pytest.approx(0.25)
     assert row.agreement is not None
     assert row.agreement.is_small_sample
+
+
+def test_shares_and_whiskers_stay_on_their_scale(site):
+    """Two labelers who disagree on nearly everything: intervals end at 0 and 100 %, and the chart shows them whole."""
+    filled, (ada, ben) = fill(site, tasks=9), people(site, "ada", "ben")
+    for task in range(9):
+        filled.rank(task, ada, [1, 2, 3], labels=[{"opinion": task % 3 == 0}, {"opinion": True}, {}])
+        filled.rank(
+            task, ben, [3, 1, 2] if task else [1, 2, 3], labels=[{"opinion": task % 4 == 1}, {"opinion": False}, {}]
+        )
+    filled.save()
+    page = client_of(site, add_person(site, "olga", role="owner")).get("/quality").text
+    shares = re.findall(r"(-?[\d.]+) % \[(-?[\d.]+), (-?[\d.]+)\]", page)
+    assert len(shares) >= 6
+    assert all(0 <= float(low) <= float(value) <= float(high) <= 100 for value, low, high in shares)
+    chart = page[page.index('<svg class="chart"') : page.index("</svg>")]
+    overall = min(float(low) for _, low, _ in shares[:3]) / 100
+    ticks = [float(tick) / 100 for tick in re.findall(r">(-?\d+) %</text>", chart)[-3:]]
+    assert ticks[0] <= overall < 0.4
+    whiskers = re.findall(r'x1="([\d.]+)" x2="([\d.]+)" y1="[\d.]+" y2="[\d.]+" class="whisker"', chart)
+    dots = re.findall(r'<circle cx="([\d.]+)"', chart)
+    assert len(whiskers) == len(dots) >= 2
+    for (low_x, high_x), dot in zip(whiskers, dots, strict=True):
+        assert float(low_x) < float(dot) < float(high_x), "a whisker is cut off at its estimate"
 
 
 def test_planted_disagreement_is_listed_first(site):

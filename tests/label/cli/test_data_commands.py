@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 
 import pytest
+from sqlalchemy import select
 from support.pages import ROOT, commands
 
 from instructgpt.label.db.models import Batch, Submission, Task
@@ -91,6 +93,40 @@ def test_importing_prompts_with_kind_creates_a_batch(site_folder, command, write
     assert "has no effect" in command("label", "import", "--site", site_folder, "--data", prompts, "--open").error_line(
         2
     )
+
+
+def test_files_are_a_list_and_rankings_are_no_completions(site_folder, command, tmp_path):
+    """`--files` takes names apart by spaces, as every other list, or by commas; a screening batch is made here too."""
+    (tmp_path / "r.jsonl").write_text(
+        json.dumps({"prompt": "a", "completions": ["x", "y"], "ranks": [1, 2], "labeler": "l"})
+    )
+    refused = command("label", "batch", "--site", site_folder, "--name", "wrong", "--completions", tmp_path / "r.jsonl")
+    assert refused.code == 2
+    assert "r.jsonl:1: column 'completion' is missing" in refused.err
+    assert "'label import'" in refused.err
+    assert "data import" not in refused.err
+    assert command("label", "import", "--site", site_folder, "--data", tmp_path / "r.jsonl", "--name", "old").code == 0
+    for number, names in enumerate((["prompts", "rankings"], ["prompts,rankings"])):
+        made = command("label", "export", "--site", site_folder, "--out", tmp_path / f"out{number}", "--files", *names)
+        assert (made.code, made.err) == (0, "")
+        assert {path.stem for path in (tmp_path / f"out{number}").glob("*.jsonl")} <= {"prompts", "rankings"}
+        assert (tmp_path / f"out{number}" / "rankings.jsonl").is_file()
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "Is this sensitive?"}))
+    options = ["--name", "test", "--kind", "review", "--prompts", tmp_path / "p.jsonl", "--screening", "sensitive"]
+    made = command("label", "batch", "--site", site_folder, *options)
+    assert (made.code, made.err) == (0, "")
+    site = open_site(site_folder)
+    with site.database.read() as db:
+        assert db.scalar(select(Batch.screening).where(Batch.name == "test")) == "sensitive"
+    site.database.close()
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
+def test_the_group_lists_its_commands(command, words):
+    shown_help = command("label", *words)
+    assert "did you mean" not in shown_help.out + shown_help.err
+    listed = set(re.findall(r"^  label ([\w-]+) ", shown_help.out + shown_help.err, re.MULTILINE))
+    assert {"init", "serve", "import", "export", "backup", "simulate", "batch", "reset-link"} <= listed
 
 
 def test_archive_and_backup_commands(site_folder, command, write, tmp_path):

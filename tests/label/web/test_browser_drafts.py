@@ -283,6 +283,44 @@ def test_conflict_between_rankings_shows_both_and_keeps_one(browser, server, wat
     assert "A > B = C" in second.locator("#stored .order").inner_text()
 
 
+def test_versions_are_told_apart_by_every_answer(browser, server, watched):  # noqa: F811
+    """The same order and ratings, other labels, confidence and mark: only what differs is listed, in words."""
+    add_ranking(server.site, "Choose.", ["one", "two"])
+    first, second = open_kind(browser, server, watched, "rank")
+    for page, opinion, confidence in ((first, "yes", "8"), (second, "no", "Home")):
+        page.keyboard.press("5")
+        section = page.locator("section.rate[data-letter=A]")
+        section.locator(f".ask[data-name=opinion] input[value={opinion}]").check()
+        section.locator(".ask[data-name=hallucination] input[value=na]").check()
+        page.locator("button.stage[data-stage=rank]").click()
+        page.keyboard.press("a")
+        page.keyboard.press("1")
+        page.locator("#confidence").press(confidence)
+        if page is second:
+            page.locator("[name=none_acceptable]").check()
+        saved(page, "saved" if page is first else "conflict")
+    question = second.locator("section.rate[data-letter=A] .ask[data-name=opinion] > span").first
+    short = question.get_attribute("data-short")
+    mark = second.locator("label:has([name=none_acceptable])").inner_text()
+    surety = second.locator("label[for=confidence]").inner_text()
+    own, other = second.locator("dialog[open] .version").all_inner_texts()
+    assert own.splitlines() == ["A", "A: 5", f"A · {short}: No", f"{mark}: ✓", f"{surety}: –"]
+    assert other.splitlines() == ["A", "A: 5", f"A · {short}: Yes", f"{mark}: –", f"{surety}: 8"]
+
+
+def test_versions_of_a_review_are_told_apart(browser, server, watched):  # noqa: F811
+    add_batch(server.site, "review", ["Look at this."])
+    first, second = open_kind(browser, server, watched, "review")
+    for page, use_case, personal in ((first, "r", "yes"), (second, "c", "no")):
+        page.locator("#use_case").press(use_case)
+        page.locator(f"[name=personal_data][value={personal}]").check()
+        page.locator("[name=sensitive][value=no]").check()
+        saved(page, "saved" if page is first else "conflict")
+    own, other = second.locator("dialog[open] .version").all_inner_texts()
+    assert [line.rsplit(": ", 1)[1] for line in own.splitlines()] == ["Chat", "No"]
+    assert [line.rsplit(": ", 1)[1] for line in other.splitlines()] == ["Rewrite", "Yes"]
+
+
 def test_conflict_between_prompts_restores_examples_and_line_breaks(browser, server, watched):  # noqa: F811
     add_batch(server.site, "write", [], briefs=[{"form": "few_shot", "use_case": "rewrite"}])
     first, second = open_kind(browser, server, watched, "write")

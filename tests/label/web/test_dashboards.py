@@ -30,6 +30,7 @@ from instructgpt.label.tasks import instructions, threads
 from instructgpt.label.tasks.assignments import return_to_labeler, skip_assignment
 from instructgpt.label.tasks.batches import mark_batch_open
 from instructgpt.label.tasks.forms import DemonstrationForm, PromptForm, ReviewForm
+from instructgpt.label.tasks.questions import TABLE_3
 from instructgpt.label.tasks.submissions import submit_form
 
 DATABASES = ("sqlite",)
@@ -186,6 +187,18 @@ def test_researchers_see_submissions_of_every_kind(site, olga):
     text = client_of(site, olga).get(f"/batches/tasks/{filled.tasks[0]}").text
     assert [text.count(f"rated {number}") for number in (7, 4, 1)] == [1, 1, 1]
     assert text.count("constraint") == 1  # only where it was not kept
+
+
+def test_an_open_question_differs_from_no_on_the_task_page(site, olga):
+    filled = fill(site, tasks=1)
+    every_no = dict.fromkeys(TABLE_3, False)
+    del every_no["has_constraint"]
+    filled.rank(0, add_person(site, "ada"), [1, 2, 3], ratings=[4, 4, None], labels=[every_no, {"opinion": False}, {}])
+    filled.save()
+    page = client_of(site, olga).get(f"/batches/tasks/{filled.tasks[0]}").text
+    rows = [re.sub(r"<[^>]+>|\s+", " ", row) for row in re.findall(r'<li class="row">(.*?)</li>', page, re.DOTALL)]
+    answers = [re.findall(r"No to \d+|\d+ not answered|not rated", row) for row in rows]
+    assert sorted(answers) == [["No to 1", "9 not answered"], ["No to 10"], ["not rated", "10 not answered"]]
 
 
 def test_next_screening_task_is_of_the_same_part(site):

@@ -41,7 +41,12 @@ def interval_chart(
     band: tuple[float, float] | None = None,
     reference_line: float | None = None,
 ) -> Markup:
-    """Draw estimates with their intervals as rows on a scale from `low` to `high`, over a reference band or line."""
+    """Draw estimates with their intervals as rows over a reference band or line.
+
+    The scale goes from `low` to `high`, or further where an interval does: no end of a whisker is cut off.
+    """
+    ends = [end for _, estimate in rows for end in (estimate.low, estimate.value, estimate.high) if end is not None]
+    low, high = min([low, *(math.floor(10 * end) / 10 for end in ends)]), max([high, *ends])
     plot_width = _CHART_WIDTH - _NAME_WIDTH - _VALUE_WIDTH
     height = _ROW_HEIGHT * len(rows) + 22
 

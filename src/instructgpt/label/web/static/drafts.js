@@ -88,7 +88,7 @@ export class DraftSaver {
         this.fields = null;
         this.storage.removeItem(this.key);
       } else this.saveLocally();
-      this.setState("saved");
+      this.setState(this.fields === null ? "saved" : "waiting");
     } catch (error) {
       if (this.stopped) return;
       this.failureCount += 1;

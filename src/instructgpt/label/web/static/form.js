@@ -1,7 +1,7 @@
 // The fields of a task's form: [[name, value], ...] in the order of the page. The server maps them to JSON (tasks/form_fields.py).
 
 /** Fields that do not belong to the labeler's work: the submission key, and how it was typed. */
-const METADATA = ["key", "active_ms", "pasted"];
+export const METADATA = ["key", "active_ms", "pasted"];
 
 /** Read all fields of a form. */
 export function readFields(form) {

@@ -11,6 +11,7 @@ import { RankingTask } from "./ranking.js";
 import { answerRemainingNo, bindAnswerNoButtons } from "./rating.js";
 import { addUnfoldButtons, bindSensitivityGate } from "./text_view.js";
 import { ActiveTime } from "./timer.js";
+import { summarizeVersion } from "./versions.js";
 
 const HEARTBEAT_MS = 60_000;
 
@@ -45,7 +46,7 @@ function showDraftState({ state, rev, timeMs, error }) {
   const time = formatTime(timeMs);
   statusLine.textContent = state === "saved" ? t("save.saved", { time, rev }) : t(`save.${state}`, { time });
   if (state === "failed") showError(t("save.failed_long", { message: error.status ? error.message : t("unreachable") }));
-  else if (state === "saved") showError("");
+  else if (state === "saved" || state === "waiting") showError("");
   if (state === "signed_out") promptSignIn(userName).then((ok) => (ok ? drafts.retry() : showError(t("save.signed_out_long"))));
   if (state === "conflict") resolveConflict().catch((reason) => showError(reason.message));
 }
@@ -96,10 +97,10 @@ async function resolveConflict() {
       drafts.overwriteServer(rev, serverVersion);
     }
   };
-  const createVersionPanel = (title, version, label, onChoose) =>
+  const createVersionPanel = (title, version, otherVersion, label, onChoose) =>
     createElement(
       "section", { class: "panel" }, createElement("h3", {}, title),
-      createElement("div", { class: "plain version", dir: "auto", tabindex: "0" }, summarizeVersion(version)),
+      createElement("div", { class: "plain version", dir: "auto", tabindex: "0" }, summarizeVersion(form, version, otherVersion)),
       createElement("button", { type: "button", class: "button primary", onclick: () => (dialog.close(), onChoose()) }, label),
     );
   const dialog = openDialog(
@@ -108,29 +109,14 @@ async function resolveConflict() {
       "div", { class: "stack" }, createElement("p", {}, t("conflict.why")),
       createElement(
         "div", { class: "grid" },
-        createVersionPanel(t("conflict.mine"), localVersion, t("conflict.keep_mine"), keepLocal),
-        createVersionPanel(t(isSubmitted ? "conflict.submitted" : "conflict.theirs"), serverVersion, t("conflict.keep_theirs"), keepServer),
+        createVersionPanel(t("conflict.mine"), localVersion, serverVersion, t("conflict.keep_mine"), keepLocal),
+        createVersionPanel(t(isSubmitted ? "conflict.submitted" : "conflict.theirs"), serverVersion, localVersion, t("conflict.keep_theirs"), keepServer),
       ),
     ),
     "conflict",
   );
   dialog.addEventListener("cancel", (event) => event.preventDefault());
   dialog.querySelector(".close").remove();
-}
-
-/** Describe a version, so that two can be told apart. */
-function summarizeVersion(version) {
-  if (!version) return "–";
-  const values = new Map(version);
-  if (kind !== "rank") return ["text", "use_case", "note"].map((name) => values.get(name)).filter(Boolean).join("\n") || "–";
-  const tiers = sections.map(() => []), ratings = [];
-  for (const { dataset: { id, letter } } of sections) {
-    tiers[Number(values.get(`tier:${id}`)) - 1]?.push(letter);
-    const rating = values.get(`rating:${id}`), note = values.get(`note:${id}`);
-    if (rating || note) ratings.push(`${letter}: ${rating ?? "–"}${note ? ` · ${note}` : ""}`);
-  }
-  const order = tiers.filter((letters) => letters.length).map((letters) => letters.sort().join(" = ")).join(" > ");
-  return [order, ...ratings.sort(), values.get("note")].filter(Boolean).join("\n");
 }
 
 function fillForm(version) {

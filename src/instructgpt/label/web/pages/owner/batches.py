@@ -54,6 +54,7 @@ labels:
   cites_source: {text: {en: Names a source}, answer: required}
   source_exists: {text: {en: The source exists}, when: {cites_source: yes}}
 """
+_COMPLETIONS_EXAMPLE = '{"prompt": "Why is the sky blue?", "completion": "Air scatters blue light.", "model": "sft"}'
 _PERCENT_FIELDS = ("cohort_share", "gold_share", "repeat_share")
 """Shares that the form has in percent."""
 
@@ -217,6 +218,7 @@ def _render_batch_form(
         commands=[f"instructgpt {' '.join(sample_arguments)}", f"instructgpt label batch {batch_arguments}"],
         max_completions=MAX_COMPLETIONS,
         questions_example=_QUESTIONS_EXAMPLE,
+        completions_example=_COMPLETIONS_EXAMPLE,
         answer_policies=ANSWER_POLICIES,
         table_3=LABELS,
         screening_parts=batches.SCREENING_TASK_PARTS,
