@@ -196,10 +196,12 @@ class PromptFields(Record):
             if not self.prompt.strip():
                 raise ValueError("'prompt' is empty")
             return self
-        if not self.messages or self.messages[-1].role == "assistant":
+        if not self.messages:
+            raise ValueError("'messages' is an empty list, expected the turns of a conversation")
+        if self.messages[-1].role == "assistant":
             raise ValueError("'messages' must end with the turn to answer, not with the assistant's")
         if not any(message.content.strip() for message in self.messages):
-            raise ValueError("'messages' are empty")
+            raise ValueError("'messages' have no text: the content of every turn is empty")
         object.__setattr__(self, "prompt", format_conversation(self.messages))
         return self
 

@@ -5,6 +5,7 @@ pytest tests/core/test_cli.py
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -188,6 +189,25 @@ def test_closed_pipe_prints_no_traceback():
         env={"PYTHONPATH": str(SRC)},
     )
     assert done.stderr == ""
+
+
+def test_work_goes_on_when_the_reader_of_the_output_leaves(tmp_path):
+    """The file is whole, and one line says why nothing more is printed."""
+    rows = [{"prompt": f"p{number}", "chosen": "a", "rejected": "b"} for number in range(50)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = f"{sys.executable} -m instructgpt data import --data pairs.jsonl --out rankings.jsonl"
+    done = subprocess.run(
+        ["bash", "-c", f"(sleep 0.5; {command}) | true; exit ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(SRC)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "rankings.jsonl").read_text().splitlines()) == 50
+    assert done.stderr == (
+        "instructgpt: the reader of standard output has closed it; the command goes on without output\n"
+    )
 
 
 def test_ascii_terminal_prints_no_traceback():

@@ -244,7 +244,7 @@ BAD = [
     ("{}", "expected 'prompt' .text. or 'messages'"),
     ('{"prompt": " \\n"}', "'prompt' is empty"),
     ('{"prompt": 3}', "column 'prompt'"),
-    ('{"prompt": "a", "messages": []}', "must end with the turn to answer"),
+    ('{"prompt": "a", "messages": []}', "is an empty list, expected the turns"),
     ('{"messages": [{"role": "assistant", "content": "x"}]}', "must end with the turn to answer"),
     (
         '{"messages": [{"role": "tool", "content": "x"}]}',

@@ -16,8 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from instructgpt.console import OutputConsole
 from instructgpt.data.configs import CleanConfig, ImportConfig, SplitConfig, StatsConfig
 from instructgpt.data.dedup import (
     get_first_user_turn,
@@ -101,7 +100,7 @@ def _write_output(report: DropReport, records_by_path: Mapping[Path, Sequence[Re
 
     Raises InputError if nothing is left to write.
     """
-    console = Console()
+    console = OutputConsole()
     if not any(records_by_path.values()):
         report.print(console)
         raise InputError("nothing was written, because nothing is left of what was read; the reasons stand above")
@@ -315,7 +314,7 @@ def split_datasets(config: SplitConfig) -> None:
         if not split_records:
             report.notice("nothing fell into this split", str(path_out))
     report.save(config.out / "split.report.json")
-    report.print(Console())
+    report.print(OutputConsole())
 
 
 # ---------------------------------------------------------------- stats
@@ -331,7 +330,7 @@ def print_dataset_stats(config: StatsConfig) -> None:
     records_by_kind: dict[str, list[Record]] = {}
     for _, record in import_files(config.data, options, report, skipped):
         records_by_kind.setdefault(type(record).__name__.lower(), []).append(record)
-    console = Console()
+    console = OutputConsole()
     tables_by_kind = {kind: build_stats_tables(records, length_functions) for kind, records in records_by_kind.items()}
     for kind_tables in tables_by_kind.values():
         for table in kind_tables:

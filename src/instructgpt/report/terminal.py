@@ -9,6 +9,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from instructgpt.console import OutputConsole
 from instructgpt.report.findings import Finding, check_findings
 from instructgpt.report.naming import (
     MODEL_NAMES,
@@ -46,7 +47,7 @@ _MAIN_METRICS = (
 
 def print_report_tables(rows: Sequence[ResultRow], console: Console | None = None) -> None:
     """Print both tables and the reward model's numbers."""
-    (console or Console()).print(_build_tables(rows))
+    (console or OutputConsole()).print(_build_tables(rows))
 
 
 def _build_tables(rows: Sequence[ResultRow]) -> Group:

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
 from instructgpt.config import StageConfig
+from instructgpt.console import OutputConsole
 from instructgpt.errors import InputError, one_line
 from instructgpt.formatting import format_si
 from instructgpt.io import check_output_directory, translate_write_errors, write_text_atomic
@@ -56,7 +56,7 @@ RESUMABLE_OPTIONS = (
 )
 """Options that may change when a run resumes: they do not affect its result."""
 
-console = Console(highlight=False)
+console = OutputConsole(highlight=False)
 
 
 class RunDirectory:
