@@ -2,6 +2,7 @@
 
     # a Llama of 5.8 million parameters as policy, another as reward model
     python bench/adapters.py
+    python bench/adapters.py --ranks 8 --memory bf16      # frozen weights in bf16; with 4bit in 4 bits
     python bench/adapters.py --width 768 --layers 12 --vocabulary 50257 --ranks 0 16 64
 
 The models are random and saved in a temporary directory; the stage's own `load_models` and one optimizer step of each
@@ -84,7 +85,7 @@ def held_by_ppo(folder: Path, rank: int, words: tuple[str, ...]) -> dict[str, in
         optimizer_step(optimizer, 1e-4)
     (reward,) = models.reward.models()
     everything = (models.policy, models.reference, models.value.model, reward.scorer.model, models.ema)
-    weights = bytes_of(parameter for model in everything for parameter in model.parameters())
+    weights = bytes_of(tensor for model in everything for tensors in (model.parameters(), model.buffers()) for tensor in tensors)
     return {"weights": weights, "gradients": gradients, "optimizers": bytes_of(states_of(optimizers))}
 
 

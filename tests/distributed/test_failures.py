@@ -147,7 +147,7 @@ from instructgpt.train import startup
 save = startup.save_policy
 
 def slowly(model, tokenizer, folder):
-    time.sleep(9)
+    time.sleep(15)
     save(model, tokenizer, folder)
 
 startup.save_policy = slowly
@@ -158,7 +158,7 @@ cli.main()
 
 @pytest.mark.slow
 def test_ranks_wait_for_one_that_saves_for_longer_than_the_patience(kit, tmp_path):
-    ended = torchrun(kit.pretrain(tmp_path / "out"), "--patience", 4, folder=tmp_path, ranks=3, program=SLOW).end()
+    ended = torchrun(kit.pretrain(tmp_path / "out"), "--patience", 6, folder=tmp_path, ranks=3, program=SLOW).end()
     assert ended.code == 0, ended
     assert (tmp_path / "out" / "model.safetensors").exists()
 
