@@ -85,7 +85,9 @@ def held_by_ppo(folder: Path, rank: int, words: tuple[str, ...]) -> dict[str, in
         optimizer_step(optimizer, 1e-4)
     (reward,) = models.reward.models()
     everything = (models.policy, models.reference, models.value.model, reward.scorer.model, models.ema)
-    weights = bytes_of(tensor for model in everything for tensors in (model.parameters(), model.buffers()) for tensor in tensors)
+    weights = bytes_of(
+        tensor for model in everything for tensors in (model.parameters(), model.buffers()) for tensor in tensors
+    )
     return {"weights": weights, "gradients": gradients, "optimizers": bytes_of(states_of(optimizers))}
 
 
