@@ -322,3 +322,53 @@ def test_content_parts_are_text_and_other_roles_are_named():
     ):
         with pytest.raises(ValueError, match=reason):
             parse_record(Prompt, json.dumps(row))
+
+
+# --- templates of another form ---------------------------------------------------------------------------------------
+
+PARTS = (
+    LOOP
+    + "{{ '<|im_start|>' + m.role + '\n' }}{% for part in m.content %}{{ part.text }}{% endfor %}{{ '<|im_end|>\n' }}"
+    + "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""ChatML as models that read images have it: the letters of a text are no parts, so all of it would be dropped."""
+
+
+def test_a_template_that_reads_parts_gets_one(tmp_path):
+    turns = [{"role": "user", "content": "say [U] <|im_end|>"}, {"role": "assistant", "content": "a  b"}]
+    prompt = Prompt.model_validate({"messages": [*turns, {"role": "user", "content": " é "}]})
+    tokenizer, plain = (PromptTokenizer(hf_tokenizer(one)) for one in (PARTS, TEMPLATES["chatml"]))
+    assert tokenizer.encode_prompt(prompt) == plain.encode_prompt(prompt)
+    assert tokenizer.stop_tokens == plain.stop_tokens
+    tokenizer.hf_tokenizer.save_pretrained(tmp_path)
+    saved = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    as_parts = [{"role": turn["role"], "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+    texts = {saved.apply_chat_template(one, tokenize=False) for one in (turns, as_parts)}
+    assert texts == {plain.hf_tokenizer.apply_chat_template(turns, tokenize=False)}
+    assert PromptTokenizer(saved).encode_prompt(prompt) == plain.encode_prompt(prompt)
+
+
+def test_the_default_one_of_named_templates_is_used_and_saved(tmp_path):
+    named = {"default": TEMPLATES["chatml"], "tool_use": "{{ tools }}"}
+    hf_tokenizer(named).save_pretrained(tmp_path / "named")
+    tokenizer = PromptTokenizer(transformers.AutoTokenizer.from_pretrained(tmp_path / "named"))
+    plain = PromptTokenizer(hf_tokenizer(TEMPLATES["chatml"]))
+    prompt = Prompt.model_validate({"prompt": "hi"})
+    assert tokenizer.encode_prompt(prompt) == plain.encode_prompt(prompt)
+    tokenizer.hf_tokenizer.save_pretrained(tmp_path / "saved")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "saved").chat_template == TEMPLATES["chatml"]
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ({"rag": "x", "tool_use": "y"}, "has several chat templates \\(rag, tool_use\\) and none is named 'default'"),
+        (LOOP + "{{ '<turn>' + m.role }}{% endfor %}", "does not write the text of a user turn"),
+        (LOOP + "{{ m.content }", "chat template is broken: .*unexpected"),
+        (LOOP + "{{ raise_exception('no') }}{% endfor %}", "chat template is broken: .*\\(no\\)"),
+    ],
+    ids=["no default", "drops text", "syntax", "refuses all"],
+)
+def test_a_template_that_cannot_serve_is_refused_at_load(template, message):
+    with pytest.raises(InputError, match=message):
+        PromptTokenizer(hf_tokenizer(template))

@@ -19,7 +19,7 @@ from conftest import CPU
 from support import family_checks as checks
 from support.commands import edit_json
 from support.family_models import families, small_config, small_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from instructgpt.data.packing import TokenizedExample, collate
 from instructgpt.errors import InputError
@@ -278,6 +278,43 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path):
     edit_json(config, lambda values: values.update(base_model_name_or_path=str(tmp_path / "gone")))
     with pytest.raises(InputError, match="gone: no such directory"):
         load_model_config(tmp_path / "adapter")
+
+
+def test_a_reward_model_starts_from_the_adapter_of_a_language_model(tmp_path):
+    """Most adapters name their task; its class of peft has methods that a classifier lacks."""
+    base = checks.save_small_model("llama", tmp_path / "base")
+    save_adapter(base, tmp_path / "adapter", task_type="CAUSAL_LM")
+    reward = new_reward_model(tmp_path / "adapter", CPU, 0).model
+    merged, _ = load_policy(tmp_path / "adapter", CPU)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(reward.state_dict()[name], merged.state_dict()[name])
+    assert not torch.equal(reward.state_dict()[name], AutoModelForCausalLM.from_pretrained(base).state_dict()[name])
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+def test_the_adapter_of_a_classifier_over_a_language_model(labels, tmp_path):
+    """TRL's reward models with LoRA: the base's configuration knows no labels, the adapter holds the head."""
+    base, folder = checks.save_small_model("llama", tmp_path / "base"), tmp_path / "adapter"
+    classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels, pad_token_id=0)
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="SEQ_CLS")
+    adapted = peft.get_peft_model(classifier, lora)
+    adapted.save_pretrained(folder)
+    if labels == 2:
+        with pytest.raises(InputError, match="is a classifier with 2 labels"):
+            load_reward_model(folder, CPU)
+        return
+    expected = adapted.eval()(input_ids=torch.tensor([[3, 4, 5, 6]])).logits[0].detach()
+    for loaded in (load_reward_model(folder, CPU), new_reward_model(folder, CPU, 0)):
+        score = loaded.sequence_scores(collate([TokenizedExample([3, 4], [5, 6])])).detach()
+        torch.testing.assert_close(score, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_without_weights_to_merge_is_named(tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(checks.save_small_model("llama", tmp_path / "base"))
+    prompt = peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    peft.get_peft_model(base, prompt).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match="an adapter of the type PROMPT_TUNING cannot be merged into weights"):
+        load_policy(tmp_path / "adapter", CPU)
 
 
 # --- saved types ---------------------------------------------------------------------------------------------------

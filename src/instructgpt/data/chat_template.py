@@ -39,6 +39,17 @@ UNMARKED_TEMPLATE = (
 
 _QUESTION, _ANSWER, _FOLLOW_UP, _SYSTEM = "Qwertz one", "Zyxwv two", "Plokij three", "Mnbvc four"
 """Texts of the probe dialogue; no template contains them."""
+_READ_PARTS = (
+    "{#- this template reads content as a list of parts; text becomes one part -#}"
+    "{%- set turns = namespace(all=[]) -%}"
+    "{%- for message in messages -%}"
+    "{%- set content = [{'type': 'text', 'text': message['content']}]"
+    " if message['content'] is string else message['content'] -%}"
+    "{%- set turns.all = turns.all + [{'role': message['role'], 'content': content}] -%}"
+    "{%- endfor -%}"
+    "{%- set messages = turns.all -%}"
+)
+"""Put before templates of models that read images too, which loop over the parts of each turn."""
 _DATE_CALL = re.compile(r"strftime_now\s*\(\s*(['\"])(.*?)\1\s*\)")
 _PIN_MARK = "{#- the date is pinned, so that one conversation is always the same tokens -#}"
 _PRIVATE_USE = range(0xE000, 0xF8FF)
@@ -112,6 +123,36 @@ def _first_added_token(text: str, added: dict[str, int]) -> str | None:
 
 def _spelling_pattern(tokens: Sequence[str] | dict[str, int] | frozenset[str]) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
+
+
+# ---------------------------------------------------------------- templates that expect something else
+
+
+def choose_template(hf_tokenizer: Any) -> None:
+    """Keep the default one of several named templates, and let one that reads lists of parts read text too.
+
+    Raises:
+        InputError: no template is the default one, or it does not write the text of a user turn.
+    """
+    templates = hf_tokenizer.chat_template
+    if isinstance(templates, dict):
+        if "default" not in templates:
+            names = ", ".join(sorted(templates))
+            reason = f"has several chat templates ({names}) and none is named 'default'; set one as chat_template"
+            raise InputError(f"{hf_tokenizer.name_or_path}: the tokenizer {reason}")
+        hf_tokenizer.chat_template = templates["default"]
+    template, user = hf_tokenizer.chat_template, [Message(role="user", content=_QUESTION)]
+    for candidate in (template, _READ_PARTS + template):
+        hf_tokenizer.chat_template = candidate
+        try:
+            if _QUESTION in render_messages(hf_tokenizer, user):
+                return
+        except InputError:
+            continue
+    hf_tokenizer.chat_template = template
+    _render_probe(hf_tokenizer, user, required=True)  # says why it is broken
+    reason = "the tokenizer's chat template does not write the text of a user turn"
+    raise InputError(f"{hf_tokenizer.name_or_path}: {reason}")
 
 
 # ---------------------------------------------------------------- dates

@@ -31,7 +31,7 @@ class PromptTokenizer:
         """Use the tokenizer's chat template, or set the plain one, which is saved with every model.
 
         Raises:
-            InputError: the tokenizer has no end-of-text token, or its template cannot render a user turn.
+            InputError: the tokenizer has no end-of-text token, or no template that renders a user turn.
         """
         if hf_tokenizer.eos_token_id is None:
             reason = (
@@ -45,6 +45,7 @@ class PromptTokenizer:
         if hf_tokenizer.chat_template is None:
             plain = chat_template.PLAIN_TEMPLATE
             hf_tokenizer.chat_template = plain if self.bos is None else "{{ bos_token }}" + plain
+        chat_template.choose_template(hf_tokenizer)
         self._dated_template: str | None = None
         template = hf_tokenizer.get_chat_template()
         if chat_template.uses_date(template):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from instructgpt.data.packing import PackedBatch, TokenizedExample, collate
 from instructgpt.data.tokenization import PromptTokenizer
 from instructgpt.errors import InputError, one_line
-from instructgpt.models.loading import find_model_files, from_pretrained
+from instructgpt.models.loading import count_adapter_labels, find_model_files, from_pretrained, load_hf_tokenizer
 from instructgpt.models.packed_attention import hidden_states
 from instructgpt.records import PromptFields
 
@@ -57,19 +57,23 @@ class PairTokenizer(PromptTokenizer):
 
 def load_pair_tokenizer(source: Path | str) -> PairTokenizer | None:
     """Load the tokenizer of an encoder; None where it has a chat template, or no tokens around a pair of texts."""
-    hf_tokenizer = from_pretrained(transformers.AutoTokenizer, source)
+    hf_tokenizer = load_hf_tokenizer(source)
     is_pair = hf_tokenizer.cls_token_id is not None and hf_tokenizer.sep_token_id is not None
     return PairTokenizer(hf_tokenizer) if is_pair and hf_tokenizer.chat_template is None else None
 
 
 def is_one_label_classifier(source: Path | str) -> bool:
-    """Return whether a model is a sequence classifier with one label, from its configuration.
+    """Return whether a model is a sequence classifier with one label, from its configuration or its adapter's head.
 
     Raises:
         InputError: it cannot be read, or it is a classifier with several labels.
     """
-    config = from_pretrained(transformers.AutoConfig, find_model_files(source).base)
-    if not any("SequenceClassification" in name for name in config.architectures or ()):
+    files = find_model_files(source)
+    config = from_pretrained(transformers.AutoConfig, files.base)
+    adapter_labels = count_adapter_labels(files)
+    if adapter_labels is not None:
+        config.num_labels = adapter_labels
+    elif not any("SequenceClassification" in name for name in config.architectures or ()):
         return False
     if config.num_labels != 1:
         names = ", ".join(str(config.id2label[index]) for index in range(min(config.num_labels, 4)))

@@ -21,6 +21,7 @@ from instructgpt.io import is_missing_path
 from instructgpt.models.families import check_supported, text_config
 
 ADAPTER_CONFIG = "adapter_config.json"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 _HUB_TIMEOUT_S = 10.0
 """Seconds the hub may take to answer before the download cache is used alone."""
 _SAVED_DTYPE_KEY, _NOTICES_KEY = "_instructgpt_saved_dtype", "_instructgpt_notices"
@@ -164,6 +165,20 @@ def load_model_config(source: Path | str) -> Any:
     return from_pretrained(transformers.AutoConfig, find_model_files(source).base)
 
 
+def load_hf_tokenizer(source: Path | str) -> Any:
+    """Load the tokenizer of a model directory or hub name; an adapter's may be its base's.
+
+    Raises:
+        InputError: there is none.
+    """
+    files = find_model_files(source)
+    for folder in (str(source), *([files.base] if files.adapter is not None else [])):
+        path = Path(folder)
+        if not path.is_dir() or any((path / name).exists() for name in _TOKENIZER_FILES):
+            return from_pretrained(transformers.AutoTokenizer, folder)
+    raise InputError(f"{source}: no tokenizer in this model directory; save one there with tokenizer.save_pretrained")
+
+
 def load_model(
     auto_class: Any,
     source: Path | str,
@@ -191,6 +206,8 @@ def load_model(
     config = from_pretrained(transformers.AutoConfig, files.base)
     if check:
         check_supported(config, source, reward=reward)
+    if auto_class is transformers.AutoModelForSequenceClassification and (labels := count_adapter_labels(files)):
+        config.num_labels = labels  # its base, a language model, says nothing of them
     saved = getattr(text_config(config), "dtype", None) or getattr(config, "dtype", None)
     for part in {id(part): part for part in (config, text_config(config))}.values():
         part.update(changes or {})
@@ -209,6 +226,21 @@ def load_model(
     return model, loading_info
 
 
+def count_adapter_labels(files: ModelFiles) -> int | None:
+    """Return the number of labels of the classifier's head that an adapter holds; None where it holds none."""
+    if files.adapter is None:
+        return None
+    import peft  # takes seconds
+
+    adapter, revision = split_revision(files.adapter)
+    try:
+        weights = peft.utils.load_peft_weights(adapter, device="cpu", revision=revision)
+    except Exception:  # reading it for its weights says what is wrong
+        return None
+    heads = (tensor for name, tensor in weights.items() if name.endswith(("score.weight", "classifier.weight")))
+    return next((len(head) for head in heads), None)
+
+
 def _merge_adapter(model: Any, files: ModelFiles, loading_info: dict[str, Any]) -> Any:
     import peft  # takes seconds
 
@@ -218,11 +250,19 @@ def _merge_adapter(model: Any, files: ModelFiles, loading_info: dict[str, Any]) 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             adapter, revision = split_revision(files.adapter)
-            adapted = peft.PeftModel.from_pretrained(model, adapter, revision=revision)
+            config = peft.PeftConfig.from_pretrained(adapter, revision=revision)
+            if config.is_prompt_learning:
+                kind = str(config.peft_type.value)
+                raise InputError(f"{files.adapter}: an adapter of the type {kind} cannot be merged into weights")
+            if config.task_type == "CAUSAL_LM" and not model.can_generate():
+                config.task_type = None  # a reward model starts from it: its class has no method to generate
+            adapted = peft.PeftModel.from_pretrained(model, adapter, config=config, revision=revision)
             in_files = set(peft.utils.load_peft_weights(adapter, device="cpu", revision=revision))
             in_model = set(peft.get_peft_model_state_dict(adapted))
             trained = {name.rpartition("modules_to_save.default.")[2] for name, _ in adapted.named_parameters()}
             merged = adapted.merge_and_unload() if in_files == in_model else None
+    except InputError:
+        raise
     except Exception as error:  # peft raises what torch, safetensors and the hub raise
         raise InputError(f"{files.adapter}: the adapter does not fit {files.base} ({one_line(error, 200)})") from error
     if merged is None:  # peft itself would leave the others out, or random

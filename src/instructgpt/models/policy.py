@@ -20,7 +20,7 @@ from instructgpt.distributed.comm import call_sharded, get_dist_info
 from instructgpt.errors import InputError, is_out_of_memory, one_line
 from instructgpt.models.families import context_notice, get_family, max_context
 from instructgpt.models.head import compute_logits, vocabulary_rows
-from instructgpt.models.loading import add_notice, find_model_files, from_pretrained, load_model, load_model_config
+from instructgpt.models.loading import add_notice, load_hf_tokenizer, load_model, load_model_config
 from instructgpt.models.lora import save_weights
 from instructgpt.models.packed_attention import FORWARD_ERRORS, hidden_states, use_packed_attention
 from instructgpt.models.quantization import count_quantized
@@ -33,7 +33,6 @@ for library in ("transformers", "huggingface_hub"):
 PRETRAINING_WINDOW_KEY = "pretraining_window"
 MAX_LOGITS = 2**25
 """Logits held at once: 128 MiB in float32, and as much again for their gradient."""
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 _RESIDUAL_DROPOUT_KEYS = ("resid_pdrop", "hidden_dropout", "resid_dropout", "residual_dropout")
 """Names of the dropout on the residual stream: GPT-2; GPT-NeoX and Falcon; others."""
 
@@ -58,14 +57,7 @@ def load_tokenizer(source: Path | str) -> PromptTokenizer:
     Raises:
         InputError: there is no tokenizer, or it has no end-of-text token.
     """
-    files = find_model_files(source)
-    sources = [source, *([files.base] if files.adapter is not None else [])]
-    for folder in sources:
-        path = Path(folder)
-        if not path.is_dir() or any((path / name).exists() for name in _TOKENIZER_FILES):
-            return PromptTokenizer(from_pretrained(transformers.AutoTokenizer, folder))
-    reason = "no tokenizer in this model directory; save one there with tokenizer.save_pretrained"
-    raise InputError(f"{source}: {reason}")
+    return PromptTokenizer(load_hf_tokenizer(source))
 
 
 def load_policy(source: Path | str, device: torch.device, residual_dropout: float = 0.0) -> tuple[Any, PromptTokenizer]:
