@@ -6,13 +6,30 @@ import json
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from fastapi.testclient import TestClient
-from support.site import client_of
+from support.openai_server import openai_server
+from support.site import client_of, make_site
 
 from instructgpt.label.auth.consent import add_consent_version, get_latest_consent_text
 from instructgpt.label.context import Site
 from instructgpt.label.db.models import PlaygroundConsentText
 from instructgpt.label.playground.users import ensure_playground_link
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    """An OpenAI-compatible server for the tests of a module."""
+    with openai_server() as running:
+        yield running
+
+
+@pytest.fixture
+def site(tmp_path, endpoint):
+    """A site with that endpoint, in `tmp_path / "site"`."""
+    new_site = make_site(tmp_path / "site", endpoint=endpoint.url)
+    yield new_site
+    new_site.database.close()
 
 
 def open_playground(site: Site) -> TestClient:

@@ -198,6 +198,9 @@ class LabelImportConfig(ExistingSiteOptions):
         (), description="prompts, completions, demonstrations or rankings; also exports of Label Studio or Argilla"
     )
     archive: Path | None = Field(None, description="import an archive of 'label export --archive' into an empty site")
+    requests: Path | None = Field(
+        None, description="import what 'instructgpt serve --store' keeps: new prompts of API users, and withdrawals"
+    )
     format: LabelImportFormat = Field("auto", description="file format; auto detects it from the columns of each row")
     name: str | None = Field(None, description="name of the new batch; by default the name of the first file")
     kind: Literal["demonstrate", "review"] | None = Field(
@@ -218,11 +221,13 @@ class LabelImportConfig(ExistingSiteOptions):
     skip_bad: bool = Field(False, description="skip and count bad lines")
 
     def ineffective_options(self) -> Iterator[str]:
-        if (self.archive is None) == (not self.data):
-            yield "give either --data or --archive"
-        if self.archive is not None:
-            for name in sorted(self.model_fields_set - {"site", "archive"}):
-                yield f"--{name.replace('_', '-')} has no effect with --archive"
+        if sum((bool(self.data), self.archive is not None, self.requests is not None)) != 1:
+            yield "give one of --data, --archive and --requests"
+        effective = {"archive": {"archive"}, "requests": {"requests", "skip_bad"}}
+        for source, names in effective.items():
+            if getattr(self, source) is not None:
+                for name in sorted(self.model_fields_set - {"site", *names}):
+                    yield f"--{name.replace('_', '-')} has no effect with --{source}"
 
 
 class LabelExportConfig(ExistingSiteOptions):

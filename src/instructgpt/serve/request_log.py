@@ -2,6 +2,7 @@
 
 requests.jsonl   a record a line, readable as prompts: prompt or messages, completions, model, sampling, seed, user, key
 review.jsonl     the same, where personal data was found: a person decides, nothing trains on it
+withdrawn.jsonl  a line for each deletion of an owner's requests: time and pseudonym; other stores follow it
 left_out.jsonl   a line for each request that said `store: true` and was not kept: time and reason, no text
 pseudonyms.key   the secret from which owners' pseudonyms are made
 
@@ -31,7 +32,7 @@ from instructgpt.errors import InputError
 from instructgpt.io import format_json_line, write_text_atomic
 from instructgpt.serve.keys import APIKey
 
-REQUESTS, REVIEW, LEFT_OUT = "requests.jsonl", "review.jsonl", "left_out.jsonl"
+REQUESTS, REVIEW, LEFT_OUT, WITHDRAWN = "requests.jsonl", "review.jsonl", "left_out.jsonl", "withdrawn.jsonl"
 _SECRET = "pseudonyms.key"
 
 LeftOutReason = Literal["no consent", "background request", "retry"]
@@ -144,6 +145,7 @@ class RequestLog:
     def delete_owner(self, owner: str) -> int:
         """Delete everything of an owner, for review too. Returns how many requests that were."""
         user = self.pseudonym(owner)
+        self._append(WITHDRAWN, {"time": _now().isoformat(timespec="seconds"), "user": user})
         return self._keep_only(lambda record: record["user"] != user)
 
     def delete_before(self, days: int) -> int:

@@ -6,6 +6,7 @@ The tests wait for selectors: `wait_for_function` evaluates a text again and aga
 from __future__ import annotations
 
 import pytest
+import support.playground
 from sqlalchemy import select
 from support.browser import browser, serving, watched  # noqa: F401
 from support.commands import wait_for
@@ -16,11 +17,7 @@ from instructgpt.label.db.models import PlaygroundAnswer, PlaygroundFeedback, Pl
 from instructgpt.label.playground.users import ensure_playground_link
 from instructgpt.label.tasks.instructions import publish_default_texts
 
-
-@pytest.fixture(scope="module")
-def endpoint():
-    with openai_server() as running:
-        yield running
+endpoint = support.playground.endpoint
 
 
 @pytest.fixture

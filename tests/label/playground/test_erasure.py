@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from sqlalchemy import select
-from support.openai_server import openai_server
+from support import playground
 from support.playground import agree, feedback, open_playground, send
 from support.site import make_site
 
@@ -181,10 +181,7 @@ def texts_of_database(database: Database) -> str:
         return "\n".join(str(row) for table in Base.metadata.sorted_tables for row in db.execute(select(table)))
 
 
-@pytest.fixture(scope="module")
-def endpoint():
-    with openai_server(words=2) as running:
-        yield running
+endpoint = playground.endpoint
 
 
 def run_random_steps(site, endpoint, seed, steps, monkeypatch, caplog) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 from sqlalchemy import select
+from support import playground
 from support.openai_server import openai_server
 from support.playground import agree, feedback, open_playground, send
 from support.site import add_person, client_of, make_site
@@ -35,17 +36,7 @@ from instructgpt.label.playground.rounds import (
 SHARES = {"policy": 50.0, "policy@round-1": 25.0, "sft": 15.0, "base": 10.0}
 
 
-@pytest.fixture(scope="module")
-def endpoint():
-    with openai_server() as running:
-        yield running
-
-
-@pytest.fixture
-def site(tmp_path, endpoint):
-    made = make_site(tmp_path, endpoint=endpoint.url)
-    yield made
-    made.database.close()
+endpoint, site = playground.endpoint, playground.site
 
 
 def rows(site, table):

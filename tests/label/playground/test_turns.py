@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from sqlalchemy import func, select
+from support import playground
 from support.openai_server import openai_server
 from support.playground import agree, feedback, open_playground, send
 from support.site import client_of, make_site
@@ -18,18 +19,7 @@ from instructgpt.label.db.models import (
     Task,
 )
 
-
-@pytest.fixture(scope="module")
-def endpoint():
-    with openai_server() as running:
-        yield running
-
-
-@pytest.fixture
-def site(tmp_path, endpoint):
-    made = make_site(tmp_path, endpoint=endpoint.url)
-    yield made
-    made.database.close()
+endpoint, site = playground.endpoint, playground.site
 
 
 def rows(site, table):

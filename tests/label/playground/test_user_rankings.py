@@ -6,9 +6,9 @@ import json
 
 import pytest
 from sqlalchemy import select
-from support.openai_server import openai_server
+from support import playground
 from support.playground import agree, feedback, open_playground, send
-from support.site import add_person, client_of, make_site
+from support.site import add_person, client_of
 
 from instructgpt import records
 from instructgpt.errors import InputError
@@ -24,18 +24,7 @@ from instructgpt.label.tasks.batches import (
     withdraw_prompt,
 )
 
-
-@pytest.fixture(scope="module")
-def endpoint():
-    with openai_server() as running:
-        yield running
-
-
-@pytest.fixture
-def site(tmp_path, endpoint):
-    made = make_site(tmp_path / "site", endpoint=endpoint.url)
-    yield made
-    made.database.close()
+endpoint, site = playground.endpoint, playground.site
 
 
 def read(folder, name):

@@ -17,8 +17,12 @@ AnyConsentText = ConsentText | PlaygroundConsentText
 
 
 def get_latest_consent_text(db: Session, table: type[AnyConsentText] = ConsentText) -> AnyConsentText | None:
-    """Return the newest consent text; None without one: labelers need none then, and the playground stores nothing."""
-    return cast(AnyConsentText | None, db.scalars(select(table).order_by(table.version.desc()).limit(1)).first())
+    """Return the newest consent text; None without one: labelers need none then, and the playground stores nothing.
+
+    Version 0 is no text of a page: under it requests of an endpoint were imported.
+    """
+    statement = select(table).where(table.version > 0).order_by(table.version.desc()).limit(1)
+    return cast(AnyConsentText | None, db.scalars(statement).first())
 
 
 def localized_consent_body(text: AnyConsentText, language: str) -> str:

@@ -1,6 +1,7 @@
 """The commands `label import`, `label export` and `label backup`.
 
 instructgpt label import --site site/ --data completions.jsonl --name first --policy '{"overlap": 2}'
+instructgpt label import --site site/ --requests store/
 instructgpt label export --site site/ --out exported/
 instructgpt label backup --site site/ --out site-monday.db
 """
@@ -36,6 +37,7 @@ from instructgpt.label.exchange.imports import (
 )
 from instructgpt.label.exchange.selection import ExportFilter
 from instructgpt.label.exchange.third_party import ThirdPartyReader, read_labeling_config
+from instructgpt.label.playground.intake import import_request_log
 from instructgpt.label.playground.user_rankings import measure_user_agreement
 from instructgpt.label.site_folder import open_site
 from instructgpt.label.tasks import batches
@@ -121,6 +123,11 @@ def import_into_site(config: LabelImportConfig) -> None:
             print(f"{sum(entry['rows'] for entry in manifest['tables'].values()):,} rows from {config.archive}")
             return
         skipped = SkippedLines(config.skip_bad)
+        if config.requests is not None:
+            intake = import_request_log(site, config.requests, skipped)
+            intake.left_out["bad lines"] += len(skipped.reasons)
+            print("\n".join([*(f"  {reason}" for reason in skipped.reasons), intake.format_summary()]))
+            return
         reader = ThirdPartyReader(
             prompt_field=config.prompt_field,
             questions=tuple(filter(None, config.questions.split(","))),

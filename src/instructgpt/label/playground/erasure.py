@@ -43,11 +43,17 @@ def exclude_turn(db: Session, user_id: str, key: str, now_ms: int) -> int:
     return len(turns)
 
 
-def erase_user_texts(db: Session, user: PlaygroundUser, now_ms: int) -> int:
-    """Erase everything that a user wrote and got, and end the user's agreements; return the number of turns."""
+def erase_user_texts(db: Session, user: PlaygroundUser, now_ms: int, until_ms: int | None = None) -> int:
+    """Erase everything that a user wrote and got, and end the user's agreements; return the number of turns.
+
+    Args:
+        until_ms: turns that began later stay.
+    """
     user = lock_user(db, user.id)
-    user.erased_at = now_after(user.erased_at)
+    user.erased_at = now_after(user.erased_at) if until_ms is None else max(until_ms, user.erased_at or 0)
     statement = select(PlaygroundTurn).where(PlaygroundTurn.user_id == user.id, PlaygroundTurn.state != "erased")
+    if until_ms is not None:
+        statement = statement.where(PlaygroundTurn.created_at <= until_ms)
     turns = db.scalars(statement).all()
     _erase_turns(db, turns, now_ms)
     end_agreements(db, user, now_ms)

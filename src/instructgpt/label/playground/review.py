@@ -21,7 +21,7 @@ def send_to_review(db: Session, turn: PlaygroundTurn, pseudonym: str) -> None:
     """Create a review task for a turn's prompt, unless it has an unfinished one; the turn waits for its end."""
     turn.state = "review"
     prompt = records.Prompt.model_validate(
-        {"messages": turn.messages, "user": pseudonym, "source": "playground", "sensitive": True}
+        {"messages": turn.messages, "user": pseudonym, "source": turn.client, "sensitive": True}
     )
     if turn.prompt_id is None:
         [row] = ingest.upsert_prompts(db, [prompt])

@@ -324,7 +324,7 @@ def _create_round_batch(db: Session, row: PlaygroundRound, settings: RoundSettin
     prompts, completions = [], []
     for turn, pseudonym in turns:
         use_case = use_cases.get(turn.prompt_id or "")
-        prompt = _prompt_of(turn, user=pseudonym, source="playground", use_case=use_case)
+        prompt = _prompt_of(turn, user=pseudonym, source=turn.client, use_case=use_case)
         prompts.append(prompt)
         completions += _round_completions(db, turn, prompt, settings)
     policy = batches.OverlapPolicy(seed=settings.seed)
