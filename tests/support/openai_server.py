@@ -28,6 +28,7 @@ class OpenAIServer:
     key: str | None = None
     delay_s: float = 0.0  # before each word
     words: int = 4
+    fixed_answer: str | None = None
     broken_models: tuple[str, ...] = ()
     payloads: list[dict[str, Any]] = field(default_factory=list)
     cancelled: int = 0
@@ -37,6 +38,8 @@ class OpenAIServer:
         return f"http://127.0.0.1:{self.port}"
 
     def answer_to(self, payload: dict[str, Any]) -> str:
+        if self.fixed_answer is not None:
+            return self.fixed_answer
         last = payload["messages"][-1]["content"]
         words = [f"{payload['model']}-says-{number}" for number in range(self.words)]
         return " ".join([*words, f"({len(payload['messages'])} messages, {len(last)} characters)"])

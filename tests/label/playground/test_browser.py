@@ -131,6 +131,48 @@ def test_edit_report_thumb_and_exclusion(browser, watched, playground):  # noqa:
     page.close()
 
 
+HOSTILE = """# A title
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+```python
+print("x" * 3)
+```
+
+<img src=x onerror="document.title='attacked'"><script>document.title="attacked"</script>
+[click](javascript:document.title='attacked') ![picture](https://example.org/a.png) $x^2$"""
+
+
+def test_answers_become_markdown_and_stay_harmless(browser, watched, tmp_path):  # noqa: F811
+    with openai_server(fixed_answer=HOSTILE) as hostile:
+        site = make_site(tmp_path, endpoint=hostile.url)
+        with site.database.write() as db:
+            publish_default_texts(db)
+            token = ensure_playground_link(db).token
+        with serving(site) as server:
+            page = open_page(browser, watched, (server, f"{server.url}/playground/join/{token}"))
+            agree(page)
+            say(page, "Show me")
+            page.reload()  # as it is stored in the tab
+            page.wait_for_selector(".answer-text h1:has-text('A title')")
+            answer = page.query_selector("[data-position='1'] .answer-text")
+            for tag in ("table td", "pre code span", "math"):
+                assert answer.query_selector(tag) is not None, tag
+            for tag in ("img", "script", "a", "[onerror]"):
+                assert answer.query_selector(tag) is None, tag
+            assert "<img src=x onerror" in answer.inner_text()
+            assert "attacked" not in page.title()
+            page.click("[data-position='0'] >> text=Edit")
+            assert page.input_value("#edit-text") == HOSTILE  # its source, not what is drawn
+            page.fill("#edit-text", "**bold** <b>not</b>")
+            page.click("text=Save")
+            page.wait_for_selector("[data-position='0'] .answer-text strong:has-text('bold')")
+            assert "<b>not</b>" in page.inner_text("[data-position='0'] .answer-text")
+            page.close()
+
+
 def test_stop_keeps_what_came_and_frees_the_endpoint(browser, watched, tmp_path):  # noqa: F811
     with openai_server(words=400, delay_s=0.05) as slow:
         site = make_site(tmp_path, endpoint=slow.url)

@@ -1,8 +1,9 @@
 """Sample the answers to a message side by side and pass them on while they are written.
 
-The events of one turn: `{"answer": position, "text": …}` many times, `{"answer": position, "finish": …}` or
-`{"answer": position, "error": …}` once an answer, and at the end `{"done": true, …}`. Which model writes which answer
-is decided here at random and leaves the server only after the turn was ranked, or with a turn that is not stored.
+The events of one turn: `{"answer": position, "text": …}` many times, `{"answer": position, "finish": …, "html": …}` or
+`{"answer": position, "error": …}` once an answer, and at the end `{"done": true, …}`. `html` is the whole answer,
+rendered as Markdown. Which model writes which answer is decided here at random and leaves the server only after the
+turn was ranked, or with a turn that is not stored.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from instructgpt.label.markdown import render_markdown
 from instructgpt.label.playground.endpoint import Delta, ModelEndpoint, ModelEndpointError
 from instructgpt.label.playground.turns import SampledAnswer
 
@@ -103,7 +105,12 @@ async def stream_answers(
     for position, answer in enumerate(turn.answers):
         if answer.finish is None and answer.error is None:
             answer.finish = STOPPED
-            yield {"answer": position, "finish": STOPPED}
+            yield await finish_event(position, answer.text, STOPPED)
+
+
+async def finish_event(position: int, text: str, finish: str | None) -> Event:
+    """Return the event that ends an answer."""
+    return {"answer": position, "finish": finish, "html": str(await asyncio.to_thread(render_markdown, text))}
 
 
 async def _run_answer(
@@ -120,7 +127,7 @@ async def _run_answer(
             answer.add(delta)
             if delta.text:
                 queue.put_nowait({"answer": position, "text": delta.text})
-        queue.put_nowait({"answer": position, "finish": answer.finish})
+        queue.put_nowait(await finish_event(position, answer.text, answer.finish))
     except ModelEndpointError as error:
         answer.error = str(error)
         queue.put_nowait({"answer": position, "error": answer.error})

@@ -20,10 +20,18 @@ from instructgpt.label.auth.dependencies import AnyUser, get_site
 from instructgpt.label.context import Site
 from instructgpt.label.db.models import PlaygroundAnswer, current_time_ms
 from instructgpt.label.errors import SiteError
+from instructgpt.label.markdown import render_markdown
 from instructgpt.label.playground import erasure, feedback, hygiene
 from instructgpt.label.playground.endpoint import ModelEndpointError
 from instructgpt.label.playground.runtime import Playground
-from instructgpt.label.playground.streaming import MAX_ANSWERS, Event, TurnStream, create_turn_stream, stream_answers
+from instructgpt.label.playground.streaming import (
+    MAX_ANSWERS,
+    Event,
+    TurnStream,
+    create_turn_stream,
+    finish_event,
+    stream_answers,
+)
 from instructgpt.label.playground.turns import StoredTurn, TurnRequest, find_turn, store_turn
 from instructgpt.label.playground.users import Visitor
 from instructgpt.label.web.api.schemas import RequestModel
@@ -105,9 +113,10 @@ class RevealedAnswer(BaseModel):
 
 
 class FeedbackOut(BaseModel):
-    """`models`: after a ranking, which model wrote each answer."""
+    """`models`: after a ranking, which model wrote each answer. `html`: after an edit, its text as Markdown."""
 
     models: list[RevealedAnswer]
+    html: str | None = None
 
 
 class StoppedOut(BaseModel):
@@ -197,7 +206,7 @@ async def _replay(stored: StoredTurn) -> AsyncIterator[str]:
     yield _format_event({"answers": 1 + max(answer.position for answer in stored.answers)})
     for answer in stored.answers:
         yield _format_event({"answer": answer.position, "text": answer.text})
-        yield _format_event({"answer": answer.position, "finish": answer.finish})
+        yield _format_event(await finish_event(answer.position, answer.text, answer.finish))
     yield _format_event(_stored_event(stored))
 
 
@@ -232,19 +241,21 @@ def send_feedback(request: Request, _: AnyUser, key: TurnKey, body: FeedbackRequ
         return get_site(request).database.write_with_retry(save_kind)
 
     answers: list[PlaygroundAnswer] = []
+    html = None
     if isinstance(body, RankingRequest):
         ranks, all_bad = body.ranks, body.all_bad
         answers = save(lambda db: feedback.save_user_ranking(db, visitor, key, ranks, all_bad=all_bad))
     elif isinstance(body, EditRequest):
         edit = body
         save(lambda db: feedback.save_user_edit(db, visitor, key, edit.answer, edit.text))
+        html = str(render_markdown(edit.text))
     elif isinstance(body, ThumbRequest):
         thumb = body
         save(lambda db: feedback.save_user_thumb(db, visitor, key, thumb.answer, up=thumb.up))
     else:
         reason = body.reason
         save(lambda db: feedback.save_user_report(db, visitor, key, reason))
-    return FeedbackOut(models=[RevealedAnswer(answer=row.id, model=row.model) for row in answers])
+    return FeedbackOut(models=[RevealedAnswer(answer=row.id, model=row.model) for row in answers], html=html)
 
 
 @router.get("/data")

@@ -130,7 +130,7 @@ function onEvent(turn, event) {
     for (const [position, id] of Object.entries(event.ids ?? {})) turn.answers[position].id = id;
     redraw(turn);
   } else {
-    Object.assign(turn.answers[event.answer], { finish: event.finish, error: event.error });
+    Object.assign(turn.answers[event.answer], { finish: event.finish, error: event.error, html: event.html });
     redraw(turn);
   }
 }
@@ -187,8 +187,9 @@ const actions = {
 
   async edit(turn, position, text) {
     const answer = turn.answers[position];
-    if (!(await sendFeedback(turn, { kind: "edit", answer: answer.id, text }))) return false;
-    answer.edited = text;
+    const result = await sendFeedback(turn, { kind: "edit", answer: answer.id, text });
+    if (!result) return false;
+    Object.assign(answer, { edited: text, html: result.html });
     turn.chosen = position;
     redraw(turn);
     saveState();

@@ -53,12 +53,20 @@ function drawAnswer(turn, answer, position, actions) {
   const header = createElement("header", {}, createElement("strong", {}, letter));
   if (answer.model) header.append(createElement("span", { class: "chip" }, answer.model));
   card.append(header);
-  const shownText = answer.error ? t("playground.failed", { reason: answer.error }) : answer.edited ?? answer.text;
-  card.append(createElement("div", { class: `answer-text${answer.error ? " wrong" : ""}`, dir: "auto" }, shownText));
+  card.append(drawAnswerText(answer));
   if (answer.finish === "length" || answer.finish === "stopped") card.append(createElement("p", { class: "muted small" }, t(`playground.finish_${answer.finish}`)));
   if (answer.edited) card.append(createElement("p", { class: "muted small" }, t("playground.edited")));
   if (turn.done && !answer.error && answer.text) card.append(...drawAnswerControls(turn, answer, position, actions));
   return card;
+}
+
+/** Text as it comes; the whole answer as Markdown, which the server has rendered. */
+function drawAnswerText(answer) {
+  if (answer.error) return createElement("div", { class: "answer-text wrong", dir: "auto" }, t("playground.failed", { reason: answer.error }));
+  if (!answer.html) return createElement("div", { class: "answer-text", dir: "auto" }, answer.edited ?? answer.text);
+  const box = createElement("div", { class: "answer-text prose", dir: "auto" });
+  box.innerHTML = answer.html; // it has passed the server's sanitizer, and the page's policy allows no inline script
+  return box;
 }
 
 function drawAnswerControls(turn, answer, position, actions) {
