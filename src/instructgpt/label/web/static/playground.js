@@ -88,6 +88,7 @@ async function send(text) {
   };
   const turn = { key: body.key, text, answers: [], done: false, stored: false, ranks: {}, chosen: -1 };
   state.turns.push(turn);
+  document.querySelector(".settings").open = false; // it would cover the answers
   setActive(turn);
   redraw(turn);
   document.getElementById(`turn-${turn.key}`).scrollIntoView({ block: "nearest" });
