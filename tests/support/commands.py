@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
+import multiprocessing.process
 import os
 import signal
 import subprocess
@@ -132,6 +135,32 @@ def wait_for(condition: Callable[[], bool], patience: float = PATIENCE) -> None:
     while not condition():
         assert time.monotonic() < limit, "timed out"
         time.sleep(0.005)
+
+
+def run_quietly(arguments: Sequence[str], status: Path | None = None) -> None:
+    """Run a command without output, in a process that was forked for it; write its exit code to a file."""
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        code = cli.run_command(list(arguments))
+    if status is not None:
+        status.write_text(str(code))
+
+
+def start_forked(
+    arguments: Sequence[str], status: Path | None = None, preload: Sequence[str] = ()
+) -> multiprocessing.process.BaseProcess:
+    """Start a command in a process of its own that can be killed like any other.
+
+    Each is a fork of one server that runs nothing else, with the modules of `preload` imported once for all of them.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["support.commands", *preload])
+    process = context.Process(target=run_quietly, args=(tuple(arguments), status))
+    process.start()
+    return process
 
 
 def logged(directory: Path, lines: int) -> Callable[[], bool]:
