@@ -89,6 +89,14 @@ COMMANDS = (
         loads_torch=False,
     ),
     Command(
+        "cost",
+        "run.CostConfig",
+        "report.cost_cli",
+        "print what runs cost: FLOPs, hours, energy, labels, money",
+        positional="run",
+        loads_torch=False,
+    ),
+    Command(
         "evaluate",
         "evaluate.EvaluateConfig",
         "evaluate.cli",

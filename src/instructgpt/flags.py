@@ -39,6 +39,7 @@ OPTION_GROUPS = {
     "serving": "action url system upstream keys store rate max_rows max_waiting timeout metrics owner allow_store days",
     "labeling": """name kind purpose cohort priority overlap cohort_share cohort_overlap gold_share
         repeat_share k_least k_most hourly open""",
+    "cost": "labels prices watts",
     "sweep": """recipe vary seeds fresh_seeds select plot paper_figure jobs attempts stale_minutes retry
         dry_run""",
     "simulation": "tasks double_clicks walk_aways noise",

@@ -26,6 +26,7 @@ from transformers.masking_utils import sdpa_mask
 
 from instructgpt.data.packing import PackedBatch, Span, TokenizedExample, collate
 from instructgpt.models.families import get_family
+from instructgpt.models.flop_count import count_batch
 from instructgpt.models.last_layer_subset import (
     TokenSelection,
     TokenSubset,
@@ -82,20 +83,31 @@ class AttentionLayout:
     varlen: VarlenLayout | None = None  # the same spans for one kernel, where the device has it
     subset: TokenSubset | None = None  # the tokens whose hidden states are read, for the hooks on the last layer
 
+    @property
+    def computed_pairs(self) -> int:
+        """Pairs of tokens in the blocks, with masked ones and padding."""
+        return sum(block.q_index.numel() * block.k_index.shape[1] for block in self.blocks)
+
 
 def hidden_states(model: Any, batch: PackedBatch, select: TokenSelection | None = None) -> Tensor:
     """Return the last hidden states at the selected positions of a batch, or at all. -> (m, D)."""
     index = None if select is None else getattr(batch, select)
     if model.config._attn_implementation != PACKED_ATTENTION:
         padded_index, flat_index = padded_rows(batch)
+        row_count, length = padded_index.shape
+        count_batch(model, batch, select, (row_count * length, row_count * length**2), subset=False)
         rows: Tensor = get_backbone(model)(input_ids=batch.input_ids[padded_index], use_cache=False).last_hidden_state
         return rows.flatten(0, 1)[flat_index if index is None else flat_index[index]]
     layout = get_attention_layout(batch)
+    if select is not None:
+        layout = replace(layout, subset=get_token_subset(batch, select))
+    cells = (len(batch.input_ids), layout.computed_pairs)
+    count_batch(model, batch, select, cells, subset=layout.subset is not None)
     states: Tensor = get_backbone(model)(
         input_ids=batch.input_ids[None],
         position_ids=batch.position_ids[None],
         attention_mask=no_mask(batch.input_ids.device),
-        layout=layout if select is None else replace(layout, subset=get_token_subset(batch, select)),
+        layout=layout,
         use_cache=False,
     ).last_hidden_state[0]
     return states if index is None else F.embedding(index, states)

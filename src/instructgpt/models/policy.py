@@ -19,6 +19,7 @@ from instructgpt.data.tokenization import PromptTokenizer
 from instructgpt.distributed.comm import call_sharded, get_dist_info
 from instructgpt.errors import InputError, is_out_of_memory, one_line
 from instructgpt.models.families import context_notice, get_family, max_context
+from instructgpt.models.flop_count import count_outputs
 from instructgpt.models.head import compute_logits, vocabulary_rows
 from instructgpt.models.loading import add_notice, load_hf_tokenizer, load_model, load_model_config
 from instructgpt.models.lora import save_weights
@@ -177,6 +178,7 @@ def per_token_outputs(model: Any, batch: PackedBatch, *functions: Callable[[Tens
     def compute() -> list[Tensor]:
         states = hidden_states(model, batch, "target_positions")
         chunk_size = max(1, MAX_LOGITS // vocabulary_rows(model))
+        count_outputs(model, len(states), repeats=len(states) > chunk_size)
         if len(states) <= chunk_size:
             return apply_functions(states, batch.targets)
         chunks = zip(torch.split(states, chunk_size), torch.split(batch.targets, chunk_size), strict=True)

@@ -180,6 +180,11 @@ def _enable_activation_checkpointing(model: Any) -> None:
         layer.forward = types.MethodType(_checkpointed_forward, layer)
 
 
+def recomputes_layers(model: Any) -> bool:
+    """Return whether layers are computed again in the backward pass."""
+    return any(getattr(module.forward, "__func__", None) is _checkpointed_forward for module in model.modules())
+
+
 def _checkpointed_forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     forward = type(layer).forward
     if not torch.is_grad_enabled():

@@ -31,6 +31,7 @@ from instructgpt.models.classifier import (
     is_one_label_classifier,
     load_pair_tokenizer,
 )
+from instructgpt.models.flop_count import count_outputs
 from instructgpt.models.last_layer_subset import TokenSelection
 from instructgpt.models.loading import load_model
 from instructgpt.models.lora import BaseModelView, add_lora, save_weights
@@ -45,6 +46,7 @@ from instructgpt.models.policy import (
 from instructgpt.models.precision import compute_device
 from instructgpt.models.sharding import copy_model
 from instructgpt.records import Demonstration
+from instructgpt.run.timing import PHASE_TIMER
 
 SCORE_OFFSET_KEY = "score_offset"
 OffsetSource = Literal["recorded", "measured", "none"]
@@ -71,7 +73,9 @@ class ScalarModel:
         """Return the head's output at the selected tokens, or at all, in float32: scores, or values. -> (m,)."""
 
         def forward() -> Tensor:
-            outputs: Tensor = self.model.score(hidden_states(self.model, batch, select))
+            states = hidden_states(self.model, batch, select)
+            count_outputs(self.model, len(states), head_size=1)
+            outputs: Tensor = self.model.score(states)
             return outputs
 
         return call_sharded(self.model, forward)[:, 0].float() - self.offset
@@ -81,6 +85,7 @@ class ScalarModel:
         if self.has_token_outputs:
             return self.token_outputs(batch, "last_positions")
         separator = self.tokenizer.hf_tokenizer.sep_token_id
+        PHASE_TIMER.has_uncounted_passes = True  # of a family whose shape is not known
         return call_sharded(self.model, classifier_scores, self.model, batch, separator).float() - self.offset
 
     @torch.no_grad()

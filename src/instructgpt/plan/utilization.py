@@ -15,6 +15,7 @@ from instructgpt.plan.hardware import Machine
 from instructgpt.plan.roofline import Phase, Plan, merge_phases
 from instructgpt.plan.stages import ALL_REDUCE_PHASE, GATHER_PHASE
 from instructgpt.run.directory import read_jsonl_log, read_run_record
+from instructgpt.run.timing import UNTIMED
 from instructgpt.train.configs import PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 
 _STAGE_CONFIGS: dict[str, type[StageConfig]] = {
@@ -88,6 +89,8 @@ def compute_utilization(record: Mapping[str, Any], plan: Plan, machine: Machine)
     default_factor = max(scales, default=0.0)
     utilizations = []
     for name, timing in timed.items():
+        if name == UNTIMED:
+            continue
         phase = planned.get(name)
         factor = default_factor if phase is None or not phase.tokens else timing["tokens"] / phase.tokens
         roofline_seconds = None if phase is None else phase.scale(factor).roofline_seconds(machine)

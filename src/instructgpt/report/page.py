@@ -12,11 +12,13 @@ from markupsafe import Markup
 
 from instructgpt.formatting import escape_control_chars
 from instructgpt.records import write_text_atomic
+from instructgpt.report.cost import read_report_cost
 from instructgpt.report.findings import FALSE_FINDINGS_NOTE, Finding, check_findings
 from instructgpt.report.inputs import RunFiles, read_results, read_run
 from instructgpt.report.naming import format_estimate, model_name, palette_css
 from instructgpt.report.results import Results
 from instructgpt.report.section import Section
+from instructgpt.report.sections.cost import cost_section
 from instructgpt.report.sections.evaluation import best_model_row, build_evaluation_sections
 from instructgpt.report.sections.public import build_public_sections, map_to_paper_metrics, missing_evaluations
 from instructgpt.report.sections.rounds import rounds_section
@@ -81,6 +83,7 @@ def _build_sections(run: RunFiles, results: Results, findings: Sequence[Finding]
         *build_public_sections(results),
         *([sample_section] if sample_section else []),
         *build_training_sections(run),
+        *cost_section(None if run.name else read_report_cost(run.directory)),
     ]
 
 

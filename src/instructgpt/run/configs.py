@@ -104,6 +104,24 @@ class ReportConfig(CommandConfig):
     )
 
 
+class CostConfig(CommandConfig):
+    stage: ClassVar[str] = "cost"
+
+    run: tuple[Path, ...] = Field(min_length=1, description="run directories, or directories of stages")
+    labels: tuple[Path, ...] = Field(
+        (),
+        description="folders or files of 'label export' with demonstrations and rankings; default: those that the "
+        "stages were trained on",
+    )
+    prices: Path | None = Field(
+        None,
+        description="YAML file of your prices: currency, machine_hour, gpu_hour, kwh, labeler_hour, each optional",
+    )
+    watts: float | None = Field(
+        None, gt=0, description="power of the machine (of a GPU each), where no counter measured the energy"
+    )
+
+
 class DoctorConfig(CommandConfig):
     stage: ClassVar[str] = "doctor"
 

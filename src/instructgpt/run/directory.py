@@ -32,6 +32,7 @@ from instructgpt.console import OutputConsole
 from instructgpt.errors import InputError, one_line
 from instructgpt.formatting import format_si
 from instructgpt.io import check_output_directory, translate_write_errors, write_text_atomic
+from instructgpt.run.energy import JOULES_PER_KWH, EnergyMeter, get_device_type
 from instructgpt.run.lineage import content_hash as content_hash
 from instructgpt.run.lineage import is_unchanged
 from instructgpt.run.lock import acquire_directory_lock, release_directory_lock
@@ -79,6 +80,7 @@ class RunDirectory:
         self._first_step = 0  # of this process
         self._pending_log: list[dict[str, Any]] = []  # messages before the directory exists
         self._trackers: dict[str, Tracker] = {}
+        self._energy = EnergyMeter(counts_cpu=rank == 0)  # RAPL counts a whole machine
 
     @property
     def input_hashes(self) -> dict[str, str]:
@@ -233,8 +235,33 @@ class RunDirectory:
             "seconds": round(self._elapsed_seconds(), 1),
             "ranks": self.world_size,
             "phases": PHASE_TIMER.summary(),  # of rank 0
+            **self._measure_usage(),
             **self.summary,
         }
+
+    def _measure_usage(self) -> dict[str, Any]:
+        """Return FLOPs, GPU-seconds and energy; of this rank until `finish` adds those of the others."""
+        flops, flops_done = PHASE_TIMER.total_flops()
+        device_type = get_device_type()
+        joules = self._energy.joules(device_type)
+        return {
+            "flops": flops,
+            "flops_done": flops_done,
+            "gpu_seconds": round(self._elapsed_seconds() * self.world_size, 1) if device_type == "cuda" else 0.0,
+            "energy_kwh": None if joules is None else joules / JOULES_PER_KWH,
+        }
+
+    def _add_up_usage(self) -> None:
+        """Sum FLOPs and energy over the ranks, in a finished run's record. All ranks call this."""
+        if self.world_size == 1:
+            return
+        from instructgpt.distributed.comm import gather_in_order, get_dist_info
+
+        usage, dist_info = self._measure_usage(), get_dist_info()
+        ranks = gather_in_order([dist_info.rank], [usage], self.world_size, dist_info)
+        for name in ("flops", "flops_done", "energy_kwh"):
+            values = [rank_usage[name] for rank_usage in ranks]
+            self.summary[name] = None if None in values else sum(values)
 
     def _elapsed_seconds(self) -> float:
         """Return the run's seconds, those before a resume included."""
@@ -311,7 +338,8 @@ class RunDirectory:
         # Clocks and signals differ between ranks; the decision must not, or ranks would wait for each other forever.
         due, stop_requested = any_rank(is_due, request.requested_at is not None)
         if due or stop_requested:
-            contents = {"step": step, "spent": self._elapsed_seconds(), "phases": PHASE_TIMER.summary()} | state()
+            contents = {"step": step, "spent": self._elapsed_seconds(), "phases": PHASE_TIMER.summary()}
+            contents |= {"joules": self._energy.joules(get_device_type())} | state()
             start = time.monotonic()
             write_checkpoint(self._checkpoints_folder / f"step-{step:08d}", contents)
             self._last_checkpoint_time = time.monotonic()
@@ -382,6 +410,7 @@ class RunDirectory:
             _truncate_after_step(self.directory / file, step)
         if state:
             self._previous_seconds, self._first_step = state["spent"], step
+            self._energy.earlier = state.get("joules")
             self.info(f"resuming after step {step}")
         if self._is_extension and self.is_main_process:
             self._write_record(finished=False)
@@ -405,6 +434,7 @@ class RunDirectory:
 
     def finish(self, save: Callable[[Path], None], **summary: Any) -> Path:
         """Save the result with `save(folder)`, mark the run as finished, and prune its checkpoints. Return `--out`."""
+        self._add_up_usage()
         if not self.is_main_process:
             return self.directory
         partial_folder = self.directory / ".part"

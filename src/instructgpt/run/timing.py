@@ -1,4 +1,4 @@
-"""Seconds and tokens of each phase of a run, which `plan` compares with its prediction.
+"""Seconds, tokens and FLOPs of each phase of a run. `plan` compares seconds with its prediction.
 
 On a CPU, a phase reads the clock twice. On CUDA it records two events, which are read only by `summary`, so that timing
 never synchronizes the device.
@@ -6,11 +6,15 @@ never synchronizes the device.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+
+UNTIMED = "untimed"
+"""Phase of passes outside of every phase: nobody measures their time."""
 
 
 class PhaseTimer:
@@ -18,6 +22,7 @@ class PhaseTimer:
 
     def __init__(self) -> None:
         self.clock = time.perf_counter
+        self._pauses_flops = False
         self.clear()
 
     def clear(self, previous: Mapping[str, Mapping[str, float]] | None = None) -> None:
@@ -25,6 +30,9 @@ class PhaseTimer:
         previous = previous or {}
         self.seconds = {name: float(sums["seconds"]) for name, sums in previous.items()}
         self.tokens = {name: int(sums["tokens"]) for name, sums in previous.items()}
+        self.flops = {name: float(sums["flops"]) for name, sums in previous.items() if "flops" in sums}
+        self.has_uncounted_passes = False
+        self.flops_done = {name: float(previous[name]["flops_done"]) for name in self.flops}
         self._open_phase: str | None = None
         self._pending_events: list[tuple[str, Any, Any]] = []
 
@@ -58,6 +66,29 @@ class PhaseTimer:
             return
         self.tokens[name] = self.tokens.get(name, 0) + tokens
 
+    def add_flops(self, needed: float, computed: float) -> None:
+        """Add the FLOPs of a pass to the phase in which it happens: those that it needs, and those that it computed."""
+        if self._pauses_flops:
+            return
+        name = self._open_phase or UNTIMED
+        self.flops[name] = self.flops.get(name, 0.0) + needed
+        self.flops_done[name] = self.flops_done.get(name, 0.0) + computed
+
+    @contextmanager
+    def pause_flops(self) -> Iterator[None]:
+        """Count no FLOPs in the body: of probes, which are no part of the work and which a resumed run repeats."""
+        before, self._pauses_flops = self._pauses_flops, True
+        try:
+            yield
+        finally:
+            self._pauses_flops = before
+
+    def total_flops(self) -> tuple[float, float] | tuple[None, None]:
+        """Return the FLOPs that all phases needed and those that they computed; None where a pass was not counted."""
+        if self.has_uncounted_passes:
+            return None, None
+        return math.fsum(self.flops.values()), math.fsum(self.flops_done.values())
+
     def _add_seconds(self, name: str, seconds: float) -> None:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
@@ -67,7 +98,11 @@ class PhaseTimer:
             self._add_seconds(name, start.elapsed_time(end) / 1000)
         self._pending_events.clear()
         rounded = {name: round(seconds, 4) for name, seconds in self.seconds.items()}
-        return {name: {"seconds": seconds, "tokens": self.tokens.get(name, 0)} for name, seconds in rounded.items()}
+        sums = {name: {"seconds": seconds, "tokens": self.tokens.get(name, 0)} for name, seconds in rounded.items()}
+        for name, flops in self.flops.items():
+            counts = sums.setdefault(name, {"seconds": 0.0, "tokens": 0})
+            counts |= {"flops": flops, "flops_done": self.flops_done[name]}
+        return sums
 
 
 PHASE_TIMER = PhaseTimer()

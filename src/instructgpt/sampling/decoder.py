@@ -19,6 +19,7 @@ from instructgpt.data.packing import TokenizedExample, collate, microbatches, to
 from instructgpt.distributed.comm import call_sharded, is_sharded
 from instructgpt.errors import is_out_of_memory, one_line
 from instructgpt.models.execution import captures_graphs, stop_capturing
+from instructgpt.models.flop_count import cached_shape, count_batch, count_decoding_step
 from instructgpt.models.head import compute_logits
 from instructgpt.models.lora import get_backbone
 from instructgpt.models.packed_attention import PACKED_ATTENTION, get_attention_layout, no_mask, padded_rows
@@ -117,11 +118,16 @@ def prefill(model: Any, cache: StaticKVCache, prefixes: Sequence[tuple[Sequence[
     device = compute_device(model)
     inputs: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
     if model.config._attn_implementation == PACKED_ATTENTION:
+        count_batch(
+            model, batch, None, (len(batch.input_ids), get_attention_layout(batch).computed_pairs), subset=False
+        )
         is_identity = torch.equal(token_index, torch.arange(len(batch.input_ids)))
         inputs |= {"layout": get_attention_layout(batch), "attention_mask": no_mask(device)}
         inputs |= {"input_ids": batch.input_ids[None], "position_ids": batch.position_ids[None].to(device)}
     else:
         padded_index, flat_index = padded_rows(batch)
+        row_count, length = padded_index.shape
+        count_batch(model, batch, None, (row_count * length, row_count * length**2), subset=False)
         is_identity, token_index = False, flat_index[token_index]
         inputs["input_ids"] = batch.input_ids[padded_index]
     inputs["input_ids"] = inputs["input_ids"].to(device)
@@ -155,6 +161,7 @@ class Decoder:
         device = compute_device(model)
         self.cache = StaticKVCache(num_slots, width)
         self.attention_window = AttentionWindow.from_config(model.config)
+        self.shape = cached_shape(model)
         self.params = params
         self.max_tokens = max_tokens
         self.num_rows = 0
@@ -215,6 +222,8 @@ class Decoder:
         rows, width = self.num_rows, max(self.max_columns[: self.num_rows])
         if self.static_shapes:
             rows, width = bucket_shape(rows, width, self.cache)
+        count_decoding_step(self.shape, rows, width)
+        if self.static_shapes:
             self.run_graph(model, rows, width)
         else:
             call_sharded(model, self.step, model, rows, width)

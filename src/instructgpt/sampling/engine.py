@@ -21,11 +21,13 @@ from instructgpt.data.packing import PackedBatch, TokenizedExample, collate, mic
 from instructgpt.distributed.comm import call_sharded, is_sharded
 from instructgpt.errors import InputError, is_out_of_memory
 from instructgpt.models.families import get_family
+from instructgpt.models.flop_count import count_sampled
 from instructgpt.models.head import compute_logits, vocabulary_rows
 from instructgpt.models.lora import get_backbone
 from instructgpt.models.packed_attention import FORWARD_ERRORS, hidden_states
 from instructgpt.models.policy import MAX_LOGITS, completion_logp, context_length
 from instructgpt.models.precision import compute_device, free_gpu_memory
+from instructgpt.run.timing import PHASE_TIMER
 from instructgpt.sampling.decoder import (
     FINISH_CHECK_INTERVAL,
     REFILL_FREE_SHARE,
@@ -109,7 +111,9 @@ def sample_tokens(
         width = max(map(len, prompts)) + max_tokens - 1  # the last token is sampled, never fed
         max_slots = max_batch_rows(model, bytes_per_token * width)
         decoder = Decoder(model, min(len(prompts), max_rows or len(prompts), max_slots), width, max_tokens, params)
-        return _decode_all(model, decoder, prompts, draw, stop)
+        samples = _decode_all(model, decoder, prompts, draw, stop)
+        count_sampled(model, list(map(len, prompts)), [len(sample.tokens) for sample in samples])
+        return samples
 
 
 def cache_bytes_per_token(model: Any) -> int | None:
@@ -125,7 +129,8 @@ def cache_bytes_per_token(model: Any) -> int | None:
     attention, device = model.config._attn_implementation, compute_device(model)
     fingerprint = hash((module_types, attention, uses_bf16, model.dtype, device))
     if model not in _CACHE_PROBES or _CACHE_PROBES[model][0] != fingerprint:
-        _CACHE_PROBES[model] = (fingerprint, probe_cache(model))
+        with PHASE_TIMER.pause_flops():
+            _CACHE_PROBES[model] = (fingerprint, probe_cache(model))
     return _CACHE_PROBES[model][1]
 
 

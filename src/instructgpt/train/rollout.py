@@ -158,7 +158,9 @@ def measure_logp_parity(models: PPOModels, rollout: Rollout) -> tuple[float, flo
     # Besides the rollout a probe: repeated prompts, two rows at a time, so that rows are replaced and prefixes shared.
     prompts = [example.prompt_ids for example in rollout.examples[:_PARITY_PROMPTS] for _ in range(_PARITY_PROMPTS)]
     max_tokens, stop_tokens = min(_PARITY_TOKENS, rollout.mask.shape[1]), models.tokenizer.stop_tokens
-    probe = sample_on_ranks(models.policy, prompts, stop_tokens=stop_tokens, max_tokens=max_tokens, seed=0, max_rows=2)
+    with PHASE_TIMER("parity"):
+        options: dict[str, Any] = {"stop_tokens": stop_tokens, "max_tokens": max_tokens, "max_rows": 2}
+        probe = sample_on_ranks(models.policy, prompts, seed=0, **options)
     examples = [TokenizedExample(prompt, sample.tokens) for prompt, sample in zip(prompts, probe, strict=True)]
 
     def differences(examples: Sequence[TokenizedExample], mask: Tensor, logp: Tensor) -> Tensor:
