@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from conftest import CPU
@@ -108,3 +110,14 @@ def test_flops_go_to_the_open_phase_and_survive_a_resume(save):
     PHASE_TIMER.clear(summary)
     assert PHASE_TIMER.total_flops() == total
     PHASE_TIMER.clear()
+
+
+@pytest.mark.slow
+def test_ranks_add_up_to_one_process(kit, command, tmp_path):
+    records = []
+    for processes in (1, 2):
+        out = tmp_path / f"of-{processes}"
+        assert command(*kit.pretrain(out, "--processes", processes)).code == 0
+        records.append(json.loads((out / "run.json").read_text()))
+    assert records[0]["flops"] == records[1]["flops"] > 0
+    assert records[0]["flops_done"] == pytest.approx(records[1]["flops_done"], rel=0.05)  # other microbatches

@@ -180,20 +180,6 @@ def test_the_papers_horizontal_axis_is_scaled_to_the_recipes_choice(tmp_path):
     assert all(figure.choice is not None or not figure.curves for figure in PAPER_FIGURES.values())
 
 
-def test_a_dry_run_makes_nothing(tmp_path, capsys):
-    from instructgpt.sweep import cli
-
-    cli.main(
-        make_config(
-            SweepConfig, {"recipe": "demo", "vary": ["ppo.lr=1e-4,2e-4"], "out": tmp_path / "s", "dry_run": True}
-        )
-    )
-    printed = capsys.readouterr().out
-    assert printed.count("cell ") == 3
-    assert "shared pretrain-" in printed
-    assert not (tmp_path / "s").exists()
-
-
 TINY = """
 run: {words: 20_000, demonstration_prompts: 30, ranking_prompts: 30, ppo_prompts: 30, labelers: 2}
 pretrain: {vocabulary: 600, width: 16, layers: 1, heads: 2, tokens: 16_000, batch: 16, lr: 4.e-3}

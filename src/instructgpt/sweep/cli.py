@@ -160,7 +160,9 @@ def main(config: SweepConfig) -> Path:
     sweep = Sweep(config)
     check_writable(config.out)
     if config.dry_run:
-        print_cells(sweep)
+        from instructgpt.sweep.forecast import print_forecast  # loads torch
+
+        print_forecast(sweep)
         return config.out
     _record_command(sweep)
     stages = len(sweep.shared_stages())
@@ -176,19 +178,6 @@ def main(config: SweepConfig) -> Path:
     failed = sum(row["state"] in ("failed", "blocked") for row in rows)
     _report(f"{len(rows) - failed} cells done, {failed} failed: {config.out / 'sweep.md'}")
     return config.out
-
-
-def print_cells(sweep: Sweep) -> None:
-    """Print what would be made: stages that several cells share, then the cells, each with its state."""
-    statuses = {name: sweep.claims.status(name).state for name in sweep.shared_stages()}
-    for name, state in statuses.items():
-        users = sum(name in (stage.name for stage in sweep.shared[cell.key]) for cell in sweep.cells)
-        _report(f"shared {name}: for {users} cells, {state}")
-    for cell in sweep.cells:
-        state = sweep.claims.status(sweep.item_name(cell)).state
-        _report(f"cell {cell.key}: {format_values(cell.values)}, seed {cell.seed}, {state}")
-    if sweep.config.fresh_seeds and sweep.choice_metric:
-        _report(f"then the chosen cell again on {sweep.config.fresh_seeds} fresh seeds")
 
 
 def _run(sweep: Sweep, *, retry: bool) -> Scheduler:

@@ -45,7 +45,7 @@ class SweepConfig(CommandConfig):
         5.0, gt=0, description="minutes without a sign of life after which another machine's cell is taken over"
     )
     retry: bool = Field(False, description="make failed cells again")
-    dry_run: bool = Field(False, description="print the cells and what they share, and make nothing")
+    dry_run: bool = Field(False, description="print cells, what they share, hours and memory, and make nothing")
     stages: dict[str, dict[str, Any]] = Field({}, description="sections of the recipe")
 
     def ineffective_options(self) -> Iterator[str]:

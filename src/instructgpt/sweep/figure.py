@@ -118,7 +118,8 @@ def _model_of(name: str) -> str:
 def _panel_title(pattern: str) -> str:
     evaluation, *details = pattern.split(":")
     if len(details) < 2:
-        return f"{model_name(evaluation.replace('*', ''))}: {details[0] if details else ''}"
+        model = "" if "*" in evaluation else f"{model_name(evaluation)}: "
+        return model + (details[0] if details else "")
     parts = (task_name(evaluation), metric_name(details[0]), *map(condition_name, details[2:]))
     return ", ".join(part for part in parts if part and "*" not in part)
 
@@ -168,11 +169,12 @@ def _draw_paper(ax: Any, curve: PaperCurve, factor: float) -> None:
     ax.patch.set_visible(False)
     x, y = [factor * x for x, _ in curve.points], [y for _, y in curve.points]
     behind.plot(x, y, "s--", color=MUTED_COLOR, linewidth=1, markersize=4, alpha=0.5)
-    behind.set_ylabel(f"paper: {curve.ylabel}", color=MUTED_COLOR, fontsize=8)
+    label = f"paper: {curve.ylabel} (right)"
+    behind.text(1, 1.01, label, transform=behind.transAxes, ha="right", va="bottom", color=MUTED_COLOR, fontsize=8)
     behind.tick_params(labelsize=8, length=0, pad=2, labelcolor=MUTED_COLOR)
     behind.locator_params(axis="y", nbins=4)
     for side in ("top", "right", "left", "bottom"):
         behind.spines[side].set_visible(False)
     x_start, bottom, width, height = ax.get_position().bounds
     for axes in (ax, behind):
-        axes.set_position((x_start, bottom, width - 0.12, height))
+        axes.set_position((x_start, bottom, width - 0.08, height - 0.05))
