@@ -106,7 +106,7 @@ def _print_sum(
     jobs = sweep.config.jobs
     _print(
         f"together {minutes:.0f} CPU minutes, {minutes / 60 / jobs:.1f} h with {jobs} at once, as plan expects of a "
-        f"core that does {format_si(machine.matmul, 'FLOP/s')}, times what models of this size were measured to take here; "
+        f"core that does {format_si(machine.matmul, 'FLOP/s')}, times what models of this size took here; "
         f"memory up to {format_si(peak, 'B')} for each at once"
     )
     if corrections:
