@@ -140,6 +140,24 @@ def best_of_n_kl_bound(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
+def best_of_n_weights(samples: int, n: int) -> Tensor:
+    """Return the weights of N sorted samples in the mean over all subsets of n, (N,) in float64: C(i-1, n-1) / C(N, n).
+
+    From the last one on, which is n / N, each is (i - n) / (i - 1) times the next: no large numbers.
+    """
+    index = torch.arange(samples - 1, 0, -1, dtype=torch.float64)  # i - 1 for i = N..2
+    factors = ((index - n + 1) / index).clamp_min(0)
+    return torch.cat([factors.new_tensor([n / samples]), factors]).cumprod(0).flip(0)
+
+
+def sort_with_tie_means(scores: Tensor, values: Tensor) -> Tensor:
+    """Return the values by ascending score, those of equal scores replaced by their mean: (N,), (N,) -> (N,)."""
+    order = scores.argsort(stable=True)
+    _, tie, count = torch.unique_consecutive(scores[order], return_inverse=True, return_counts=True)
+    means: Tensor = values.new_zeros(len(count)).index_add(0, tie, values[order]) / count
+    return means[tie]
+
+
 def best_of_n_estimate(scores: Tensor, values: Tensor, n: int) -> Tensor:
     """Return the unbiased estimate of the expected value of the best-scored of n samples: (N,), (N,) -> (), N >= n.
 
@@ -149,13 +167,7 @@ def best_of_n_estimate(scores: Tensor, values: Tensor, n: int) -> Tensor:
 
     Samples with equal scores share their weights, as if ties were broken at random.
     """
-    order = scores.argsort(stable=True)
-    total = math.comb(len(scores), n)
-    weights = values.new_tensor([math.comb(i, n - 1) / total for i in range(len(scores))])
-    _, tie, count = torch.unique_consecutive(scores[order], return_inverse=True, return_counts=True)
-    tie_means = values.new_zeros(len(count)).index_add(0, tie, weights) / count
-    estimate: Tensor = (tie_means[tie] * values[order]).sum()
-    return estimate
+    return best_of_n_weights(len(scores), n).to(values) @ sort_with_tie_means(scores, values)
 
 
 # --- PPO (section 3.5, equation 2, appendix C.4) -----------------------------------------------------------------

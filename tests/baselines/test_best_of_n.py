@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from itertools import combinations
+from math import log
+from statistics import mean
+
 import pytest
 
-from instructgpt.baselines.best_of_n import ScoredCompletion, estimate_scores
 from instructgpt.cli import run_command
 from instructgpt.records import Demonstration, read_records
 
@@ -48,13 +52,18 @@ def test_the_best_of_the_first_n_become_demonstrations(best, tmp_path, rows_of):
     assert "1 of the best are truncated" in out
 
 
-def test_scores_of_smaller_n_are_estimated_from_all_completions():
-    groups = [[ScoredCompletion(**row) for row in ROWS if row["prompt"] == prompt] for prompt in "ab"]
-    (one, mean), (two, pairs), (three, best) = estimate_scores(groups, 3)
-    assert (one, two, three) == (1, 2, 3)
-    assert mean == pytest.approx(((1 + 3 + 9) / 3 + (-2 - 2 + 5) / 3) / 2)
-    assert pairs == pytest.approx(((3 + 9 + 9) / 3 + (-2 + 5 + 5) / 3) / 2)
-    assert best == pytest.approx((9 + 5) / 2)
+def test_every_n_is_estimated_from_all_completions(best, tmp_path):
+    assert best([*ROWS, scored("a", 4.0)], "-n", "3")[0] == 0
+    estimates = json.loads((tmp_path / "best.estimates.json").read_text())
+    assert estimates["prompts"] == 2
+    rows = estimates["estimates"]
+    groups = {"a": [1.0, 3.0, 9.0, 4.0], "b": [-2.0, -2.0, 5.0]}
+    assert [row["n"] for row in rows] == [1, 2, 3]  # b has no more
+    for row in rows:
+        of_prompt = [mean(map(max, combinations(scores, row["n"]))) for scores in groups.values()]
+        assert row["score"] == pytest.approx(mean(of_prompt))
+        assert row["low"] <= row["score"] <= row["high"]
+        assert row["kl_bound"] == pytest.approx(log(row["n"]) - (row["n"] - 1) / row["n"])
 
 
 def test_conversations_are_grouped_by_all_their_messages(best, tmp_path, rows_of):

@@ -160,3 +160,18 @@ def test_step_lowers_the_loss(moved_policy):
     optimizer_step(optimizer, 1e-3)
     with torch.no_grad():
         assert float(slow_dpo_loss(model, reference, prompts, config.beta)) < before
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_the_saved_weights_are_measured_once(small_dpo, monkeypatch, keep):
+    measured = []
+    measure = dpo.evaluate_implied_scores
+    monkeypatch.setattr(dpo, "evaluate_implied_scores", lambda *a: measured.append(measure(*a)) or measured[-1])
+    config = small_dpo(keep=keep)
+    folder = dpo.main(config)
+    record = json.loads((folder / "run.json").read_text())
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    validations = sum("validation/accuracy" in row for row in steps)
+    kept_last = record["step"] == steps[-1]["step"]
+    assert len(measured) == validations + (not kept_last)
+    assert record["validation"] == measured[-1]

@@ -68,3 +68,15 @@ def test_stopped_run_goes_on_to_the_same_policy(small_iteration, monkeypatch):
 def test_too_few_prompts_are_refused(small_iteration, write):
     with pytest.raises(InputError, match="2 prompts for --rounds 3; every round needs new prompts"):
         expert_iteration.main(small_iteration(prompts=(write("few.jsonl", PROMPTS[:2]),), rounds=3))
+
+
+def test_lines_that_are_left_out_are_reported(small_iteration, tmp_path, capsys):
+    prompts = tmp_path / "mixed.jsonl"
+    lines = [*map(json.dumps, PROMPTS), "{broken", json.dumps({"prompt": "too long " * 60})]
+    prompts.write_text("\n".join(lines))
+    folder = expert_iteration.main(small_iteration(prompts=(prompts,), skip_bad=True))
+    record = json.loads((folder / "run.json").read_text())
+    assert record["left_out"] == {"bad lines": 1, "longer than the context": 1}
+    assert f"left out: 1 bad lines; the first: {prompts}:{len(PROMPTS) + 1}" in capsys.readouterr().out.replace(
+        "\n", ""
+    )

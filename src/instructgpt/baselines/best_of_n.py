@@ -10,18 +10,29 @@ Best-of-N needs no training and moves the policy by a known KL divergence: what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from instructgpt.baselines.configs import BestConfig
 from instructgpt.errors import InputError
-from instructgpt.functional import best_of_n_estimate, best_of_n_kl_bound
+from instructgpt.functional import best_of_n_kl_bound, best_of_n_weights, sort_with_tie_means
 from instructgpt.io import check_output_file
-from instructgpt.records import Demonstration, PromptFields, SkippedLines, read_all_records, write_records
+from instructgpt.records import (
+    Demonstration,
+    PromptFields,
+    SkippedLines,
+    read_all_records,
+    write_records,
+    write_text_atomic,
+)
 from instructgpt.run.directory import console
+from instructgpt.statistics.intervals import mean
 
 
 class ScoredCompletion(Demonstration):
@@ -49,7 +60,10 @@ def main(config: BestConfig) -> Path:
         raise InputError(f"--n {config.n}: no prompt has so many completions")
     best = [choose_best(group[: config.n]) for group in complete.values()]
     write_records(config.out, (_to_demonstration(completion, config.n) for completion in best))
-    for line in format_summary(best, list(complete.values()), config, len(skipped.reasons)):
+    estimates = estimate_best_of_n(list(complete.values()))
+    text = json.dumps({"prompts": len(complete), "estimates": estimates}, indent=1)
+    write_text_atomic(estimates_path(config.out), text + "\n")
+    for line in format_summary(best, list(complete.values()), estimates, config, len(skipped.reasons)):
         console.print(line, markup=False, soft_wrap=True)
     return config.out
 
@@ -67,22 +81,48 @@ def choose_best(completions: Sequence[ScoredCompletion]) -> ScoredCompletion:
     return max(completions, key=lambda completion: completion.score)
 
 
-def estimate_scores(groups: Sequence[Sequence[ScoredCompletion]], n: int) -> list[tuple[int, float]]:
-    """Return (k, mean score of the best of k) for k = 1, 2, 4 … up to n, each from all completions of every prompt."""
-    sizes = [*(2**power for power in range(n.bit_length()) if 2**power < n), n]
-    scores = [torch.tensor([completion.score for completion in group], dtype=torch.float64) for group in groups]
-    return [(k, float(torch.stack([best_of_n_estimate(x, x, k) for x in scores]).mean())) for k in sizes]
+def estimates_path(out: Path) -> Path:
+    """Return the file of the estimates beside the demonstrations: `best.jsonl` has `best.estimates.json`."""
+    return out.with_name(f"{out.name.removesuffix('.gz').removesuffix('.jsonl')}.estimates.json")
+
+
+def estimate_best_of_n(groups: Sequence[Sequence[ScoredCompletion]]) -> list[dict[str, float | None]]:
+    """Return, for every n up to the completions that each prompt has: mean score, its interval, and the KL bound.
+
+    Each is estimated from all completions of each prompt; the 95 % interval is over prompts.
+    """
+    by_size: dict[int, list[Tensor]] = defaultdict(list)
+    for group in groups:
+        scores = torch.tensor([completion.score for completion in group], dtype=torch.float64)
+        by_size[len(group)].append(sort_with_tie_means(scores, scores))
+    matrices = {size: torch.stack(rows) for size, rows in by_size.items()}  # (G, N)
+    rows: list[dict[str, float | None]] = []
+    for n in range(1, min(matrices) + 1):
+        values = torch.cat([matrix @ best_of_n_weights(size, n) for size, matrix in matrices.items()]).tolist()
+        estimate = mean(values, range(len(values)))
+        interval = {"low": estimate.low, "high": estimate.high}
+        rows.append({"n": n, "score": estimate.value, **interval, "kl_bound": best_of_n_kl_bound(n)})
+    return rows
+
+
+def select_sizes(estimates: Sequence[Mapping[str, float | None]], n: int) -> list[Mapping[str, float | None]]:
+    """Return the estimates of 1, 2, 4 … and n."""
+    return [row for row in estimates if row["n"] == n or ((row["n"] or 0) < n and int(row["n"] or 0).bit_count() == 1)]
 
 
 def format_summary(
-    best: Sequence[ScoredCompletion], groups: Sequence[Sequence[ScoredCompletion]], config: BestConfig, left_out: int
+    best: Sequence[ScoredCompletion],
+    groups: Sequence[Sequence[ScoredCompletion]],
+    estimates: Sequence[Mapping[str, float | None]],
+    config: BestConfig,
+    left_out: int,
 ) -> list[str]:
     """Return the lines to print: what was written, the KL bound, scores, and what limits their meaning."""
     n = config.n
     lines = [
         f"{len(best)} demonstrations, each the best of {n} completions: {config.out}; left out: {left_out}",
         f"KL divergence from the sampled policy: at most log {n} - {n - 1}/{n} = {best_of_n_kl_bound(n):.3f} nats",
-        "score: " + ", ".join(f"best of {k} {score:.3f}" for k, score in estimate_scores(groups, n)),
+        "score: " + ", ".join(f"best of {row['n']} {row['score']:.3f}" for row in select_sizes(estimates, n)),
     ]
     models = {completion.model for group in groups for completion in group[:n]}
     if len(models) > 1:

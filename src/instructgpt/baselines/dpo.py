@@ -83,6 +83,7 @@ def train(config: DPOConfig) -> None:
         full_model = full_model_on_rank0(model)
         try_saving(run, lambda folder: save_and_verify_policy(full_model, tokenizer, folder))
     best = BestCheckpoint(trainable, config.keep, state and state["best"])
+    validation_metrics: dict[str, float] = {}
     for step in range(state["step"] if state else 0, steps):
         rows = step_indices(step, len(training), config.batch, config.seed)
         loss, accuracy = dpo_backward(model, [training[row] for row in rows], config)
@@ -90,19 +91,22 @@ def train(config: DPOConfig) -> None:
         norm = optimizer_step(optimizer, lr, config.max_grad_norm)
         metrics = {"loss/train": loss, "accuracy/train": accuracy, "lr": lr, "gradient_norm": norm}
         if (step + 1) % max(1, steps // _VALIDATIONS_PER_RUN) == 0 or step + 1 == steps:
-            metrics |= evaluate_implied_scores(model, validation, config.beta)
+            validation_metrics = evaluate_implied_scores(model, validation, config.beta)
+            metrics |= validation_metrics
             best.update(metrics.get(_SELECTION_METRIC, -metrics["loss/train"]), step + 1)
         run.log(step + 1, steps, metrics, show=("loss/train", "accuracy/train", _SELECTION_METRIC))
         run.save_checkpoint(step + 1, lambda: get_training_state(models, optimizers, best=best.state_dict()))
     best.restore()
     if config.keep == "best":
         run.info(f"keeps step {best.position} of {steps}, chosen by accuracy on validation rankings")
+    if best.position != steps or not validation_metrics:  # other weights than the last measured, or a resumed run
+        validation_metrics = evaluate_implied_scores(model, validation, config.beta)
     summary = {
         "tokens": config.epochs * count_ranking_tokens(training),
         "step": best.position,
         "parameters": count_parameters(model),
         "trained": count_parameters(trainable),
-        "validation": evaluate_implied_scores(model, validation, config.beta),
+        "validation": validation_metrics,
     }
     full_model = full_model_on_rank0(model)
     run.finish(lambda folder: save_and_verify_policy(full_model, tokenizer, folder), **summary)

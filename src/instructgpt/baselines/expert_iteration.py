@@ -13,11 +13,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.markup import escape
+
 from instructgpt.baselines import best_of_n
 from instructgpt.baselines.configs import BestConfig, ExpertIterationConfig
 from instructgpt.config import make_config
 from instructgpt.errors import InputError
-from instructgpt.records import Prompt, SkippedLines, read_all_records, write_records
+from instructgpt.records import Prompt, SkippedLines, read_all_records, read_records, write_records
 from instructgpt.run.directory import RunDirectory, read_run_record
 from instructgpt.run.lineage import named_inputs
 from instructgpt.sampling.cli import sample_completions, score_completions
@@ -36,14 +38,18 @@ def main(config: ExpertIterationConfig) -> Path:
     run = RunDirectory.open(config, inputs)
     if run.is_finished:
         return config.out
-    prompts = read_all_records(Prompt, config.prompts, SkippedLines(config.skip_bad))
+    skipped = SkippedLines(config.skip_bad)
+    prompts = read_all_records(Prompt, config.prompts, skipped)
     if len(prompts) < config.rounds:
         raise InputError(f"{len(prompts)} prompts for --rounds {config.rounds}; every round needs new prompts")
     run.create()
+    if skipped.reasons:
+        run.info(f"left out: {len(skipped.reasons)} bad lines; the first: {escape(skipped.reasons[0])}")
     policy = config.policy
     for number in range(1, config.rounds + 1):
         # Interleaved, so that every round has prompts of all parts of the files.
         policy = str(run_iteration(config, number, policy, prompts[number - 1 :: config.rounds]))
+    run.summary["left_out"] = {"bad lines": len(skipped.reasons), "longer than the context": _count_too_long(config)}
     run.finish(lambda folder: _copy_model(Path(policy), folder), tokens=_count_tokens(config))
     return config.out
 
@@ -75,6 +81,16 @@ def _copy_model(policy: Path, folder: Path) -> None:
     for file in policy.iterdir():
         if file.is_file() and file.name not in ("run.json", "README.md", "metrics.jsonl", "log.jsonl"):
             shutil.copy2(file, folder / file.name)
+
+
+def _count_too_long(config: ExpertIterationConfig) -> int:
+    """Return how many prompts of all rounds left no room for a completion, which `sample` has named."""
+    counts = []
+    for number in range(1, config.rounds + 1):
+        folder = config.out / f"round-{number}"
+        prompts, best = (len(read_records(Prompt, folder / f"{name}.jsonl")) for name in ("prompts", "best"))
+        counts.append(prompts - best)
+    return sum(counts)
 
 
 def _count_tokens(config: ExpertIterationConfig) -> int:
