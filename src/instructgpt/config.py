@@ -101,6 +101,8 @@ class StageConfig(CommandConfig):
     interrupt_message: ClassVar[str] = "interrupted; run the same command to resume from the last checkpoint"
     length_option: ClassVar[str] = ""
     """The option that says how long the stage trains. A run can be extended by a larger value."""
+    consists_of_stages: ClassVar[bool] = False
+    """Whether the work is that of other stages with records of their own, which have its FLOPs."""
 
     out: Path = Field(description="output directory")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of all random numbers")

@@ -6,8 +6,12 @@ import json
 
 import pytest
 
+from instructgpt.config import make_config
 from instructgpt.run import energy
+from instructgpt.run.configs import RunConfig
+from instructgpt.run.directory import RunDirectory
 from instructgpt.run.energy import EnergyCounter, EnergyMeter, open_rapl_counters
+from instructgpt.run.timing import PHASE_TIMER
 
 
 def write_package(folder, name, microjoules, limit=1000):
@@ -80,3 +84,13 @@ def test_a_stage_records_flops_and_energy(kit, command, monkeypatch, tmp_path):
     again = json.loads((tmp_path / "again" / "run.json").read_text())
     assert again["energy_kwh"] is None
     assert (again["flops"], again["flops_done"]) == (record["flops"], record["flops_done"])
+
+
+def test_a_pipeline_leaves_flops_to_its_stages(tmp_path):
+    PHASE_TIMER.clear()
+    PHASE_TIMER.add_flops(5.0, 6.0)  # of the last stage, in the same process
+    run = RunDirectory.open(make_config(RunConfig, {"out": tmp_path / "run"}))
+    assert run._measure_usage() | {"energy_kwh": None} == {
+        "flops": None, "flops_done": None, "gpu_seconds": 0.0, "energy_kwh": None,
+    }  # fmt: skip
+    PHASE_TIMER.clear()

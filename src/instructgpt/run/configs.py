@@ -21,6 +21,7 @@ class RunConfig(StageConfig):
     """
 
     stage: ClassVar[str] = "run"
+    consists_of_stages: ClassVar[bool] = True
     excluded_fields: ClassVar[frozenset[str]] = TRAINING_ONLY_FIELDS
 
     out: Path = Field(Path("runs/demo"), description="directory of all stage directories")

@@ -241,7 +241,7 @@ class RunDirectory:
 
     def _measure_usage(self) -> dict[str, Any]:
         """Return FLOPs, GPU-seconds and energy; of this rank until `finish` adds those of the others."""
-        flops, flops_done = PHASE_TIMER.total_flops()
+        flops, flops_done = (None, None) if self.config.consists_of_stages else PHASE_TIMER.total_flops()
         device_type = get_device_type()
         joules = self._energy.joules(device_type)
         return {

@@ -28,7 +28,7 @@ from instructgpt.models.packed_attention import use_packed_attention
 from instructgpt.plan.context import PlanContext
 from instructgpt.plan.hardware import Machine, benchmark_machine
 from instructgpt.plan.lengths import synthetic_examples
-from instructgpt.plan.roofline import Phase, optimizer_phase, sampling_phases
+from instructgpt.plan.roofline import Phase, Plan, optimizer_phase, sampling_phases
 from instructgpt.plan.stages import plan_stage
 from instructgpt.run.configs import RunConfig
 from instructgpt.run.directory import console
@@ -57,6 +57,7 @@ _VALIDATION_PROMPTS = 300
 _TRUTH_CONDITIONS, _TOXICITY_CONDITIONS = 2, 3  # of the exam
 _TIMED_TOKENS, _TIMED_CALLS = 1024, 5
 _CPU = torch.device("cpu")
+_plans: dict[tuple[str, int, int, int, Machine], Plan] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +163,17 @@ def forecast_stages(config: RunConfig, machine: Machine) -> dict[str, StageForec
 def _forecast_world(
     config: RunConfig, stages: Mapping[str, Any], model_config: Any, machine: Machine
 ) -> dict[str, StageForecast]:
-    prompt, completion = measure_lengths(config.seed)
+    prompt, completion = measure_lengths(0)  # the worlds of all seeds are alike
     round_, shape = stages["rounds"][0], get_model_shape(build_on_meta(model_config))
     training_factor, sampling_factor = measure_speed(model_config.to_json_string(), machine)
 
     def planned(stage: Any, records: int, factor: float = 1.0) -> StageForecast:
-        context = PlanContext(_CPU, prompt, completion, records, 1, stage.microbatch_tokens or None)
-        plan = plan_stage(stage, context)
+        text = stage.model_dump_json(exclude={"seed"}).replace(str(config.out), "")
+        key = (text, prompt, completion, records, machine)
+        if key not in _plans:  # cells differ in few stages
+            context = PlanContext(_CPU, prompt, completion, records, 1, stage.microbatch_tokens or None)
+            _plans[key] = plan_stage(stage, context)
+        plan = _plans[key]
         seconds = sum(
             phase.expected_seconds(machine, "cpu")
             * (sampling_factor if phase.name in ("prefill", "decode") else training_factor)
