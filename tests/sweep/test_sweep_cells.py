@@ -232,3 +232,21 @@ def test_a_whole_sweep(tmp_path, command):
     command(*arguments)  # nothing is made again
     assert {file: file.stat().st_mtime_ns for file in out.rglob("run.json")} == before
     assert ElementTree.parse(out / "sweep.svg")
+
+
+@pytest.mark.slow
+def test_a_failed_cell_is_shown_and_made_again_only_with_retry(tmp_path, command):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"run: {{corpus: {tmp_path}/c.txt, demonstrations: {tmp_path}/d, rankings: {tmp_path}/r}}\n")
+    line = ["sweep", recipe, "--vary", "ppo_ptx.kl_coef=0.01,0.02", "--out", tmp_path / "sweep"]
+    for arguments, attempts in ((line, 1), (line, 1), ([*line, "--retry"], 2)):
+        outcome = command(*arguments)
+        assert outcome.code == 1
+        assert "2 of 2 cells failed" in outcome.err
+        rows = [json.loads(row) for row in (tmp_path / "sweep" / "sweep.jsonl").read_text().splitlines()]
+        assert [row["state"] for row in rows] == ["blocked", "blocked"]
+        assert all("needs pretrain-" in row["error"] for row in rows)
+        assert "blocked: needs pretrain-" in (tmp_path / "sweep" / "sweep.md").read_text()
+        (claims,) = (tmp_path / "sweep" / "claims").glob("pretrain-*")
+        assert len(list(claims.iterdir())) == attempts
+        assert "c.txt" in (claims / str(attempts) / "failed.json").read_text()

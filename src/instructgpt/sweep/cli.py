@@ -22,7 +22,7 @@ from typing import Any
 from rich.markup import escape
 
 from instructgpt.config import make_config
-from instructgpt.errors import InputError
+from instructgpt.errors import InputError, RunError
 from instructgpt.io import check_writable, write_text_atomic
 from instructgpt.run.configs import RunConfig
 from instructgpt.run.directory import console
@@ -156,6 +156,7 @@ def main(config: SweepConfig) -> Path:
 
     Raises:
         InputError: a cell's configuration is wrong; nothing has been made then.
+        RunError: a cell has failed; all others have been made.
     """
     sweep = Sweep(config)
     check_writable(config.out)
@@ -177,6 +178,8 @@ def main(config: SweepConfig) -> Path:
     _write_outputs(sweep, rows, choice)
     failed = sum(row["state"] in ("failed", "blocked") for row in rows)
     _report(f"{len(rows) - failed} cells done, {failed} failed: {config.out / 'sweep.md'}")
+    if failed:
+        raise RunError(f"{failed} of {len(rows)} cells failed, see {config.out / 'sweep.md'}; --retry makes them again")
     return config.out
 
 

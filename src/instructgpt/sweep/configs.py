@@ -39,7 +39,7 @@ class SweepConfig(CommandConfig):
     out: Path = Field(description="directory of the sweep, on a disk that all machines share")
     jobs: int = Field(1, ge=1, description="cells that this command makes at once, each in a process of one thread")
     attempts: int = Field(
-        5, ge=1, description="processes that may die in a cell (machine off, out of memory) before it counts as failed"
+        10, ge=1, description="processes that may die in a cell (machine off, out of memory) before it counts as failed"
     )
     stale_minutes: float = Field(
         5.0, gt=0, description="minutes without a sign of life after which another machine's cell is taken over"
