@@ -132,3 +132,69 @@ def test_logged_votes_keep_no_address():
     assert (ranking.completions, ranking.ranks, ranking.models) == (("x", "y"), (1, 2), ("x", "y"))
     assert "203.0.113.9" not in json.dumps(ranking.model_dump())
     assert ranking.labeler.startswith("arena-")
+
+
+CORRECTION = {
+    "id": "s1", "traceId": "t", "name": "output", "source": "ANNOTATION", "authorUserId": "person-3",
+    "dataType": "CORRECTION", "value": 0, "stringValue": "Seoul.",
+}  # fmt: skip
+
+
+def trace(*scores, **columns):
+    plain = {"id": "t", "timestamp": "2026-11-30T10:00:00Z", "name": "chat", "userId": "jane@corp.com"}
+    question = {"input": [{"role": "user", "content": "capital?"}], "output": "Busan."}
+    return plain | question | {"observations": [], "scores": list(scores)} | columns
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {},
+        {"input": "capital?"},
+        {"input": {"messages": [{"role": "user", "content": "capital?"}]}},
+        {"output": {"role": "assistant", "content": "Busan."}},
+        {"output": [{"role": "assistant", "content": "Busan."}]},
+        {"output": {"choices": [{"message": {"role": "assistant", "content": "Busan."}}]}},
+    ],
+)
+@pytest.mark.parametrize("text", [{}, {"stringValue": None, "longStringValue": "Seoul."}, {"value": "Seoul."}])
+def test_a_correction_is_a_ranking_and_a_demonstration(columns, text):
+    rating = {"name": "quality", "dataType": "NUMERIC", "value": 0.2}
+    name, (ranking, demonstration) = convert(trace(rating, CORRECTION | text, **columns))
+    assert name == "langfuse"
+    assert (ranking.completions, ranking.ranks, ranking.cohort) == (("Seoul.", "Busan."), (1, 2), "user")
+    assert (demonstration.prompt, demonstration.completion) == ("capital?", "Seoul.")
+    assert ranking.labeler == demonstration.labeler != "person-3"
+    assert "jane" not in json.dumps([ranking.to_dict(), demonstration.to_dict()])
+
+
+def test_a_correction_of_an_observation():
+    inner = {"id": "o2", "type": "GENERATION", "model": "m", "input": "largest?", "output": "A frog."}
+    corrected = CORRECTION | {"observationId": "o2", "stringValue": "A whale."}
+    _, rows = convert(trace(corrected, CORRECTION, observations=[{"id": "o1"}, inner]))
+    assert [record.prompt for record in rows] == ["largest?", "largest?", "capital?", "capital?"]
+    assert (rows[0].completions, rows[0].models) == (("A whale.", "A frog."), ("correction", "m"))
+
+
+def test_a_correction_in_the_form_of_the_output():
+    """Langfuse's editor corrects a message as JSON."""
+    text = json.dumps({"role": "assistant", "content": "Seoul."})
+    output = {"role": "assistant", "content": "Busan."}
+    _, (ranking, _) = convert(trace(CORRECTION | {"stringValue": text}, output=output))
+    assert ranking.completions == ("Seoul.", "Busan.")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (trace({"dataType": "NUMERIC", "value": 1}), "no corrected output"),
+        (trace(CORRECTION | {"stringValue": "Busan. "}), "changes nothing"),
+        (trace(CORRECTION | {"stringValue": None}), "without text"),
+        (trace(CORRECTION, output={"label": 3}), "without text|one answer in text"),
+        (trace(CORRECTION, output=None), "one answer in text"),
+        (trace(CORRECTION, input=3), "neither text nor messages"),
+    ],
+)
+def test_traces_that_hold_no_correction_are_left_out(row, reason):
+    with pytest.raises(SkipRowError, match=reason):
+        convert(row)

@@ -60,6 +60,18 @@ SEEDS: dict[str, list[dict[str, Any]]] = {
     "shp": [{"history": "p", "human_ref_A": "a", "human_ref_B": "b", "labels": 1}],
     "webgpt": [{"question": {"full_text": "p"}, "answer_0": "a", "answer_1": "b", "score_0": 0.5, "score_1": -0.5}],
     "tldr": [{"info": {"post": "p"}, "summaries": [{"text": "a", "policy": "x"}, {"text": "b"}], "choice": 1}],
+    "langfuse": [
+        {
+            "id": "t",
+            "input": turns("p"),
+            "output": "a",
+            "userId": "u",
+            "scores": [{"dataType": "CORRECTION", "stringValue": "b", "observationId": o} for o in (None, "o")],
+            "observations": [
+                {"id": "o", "input": {"messages": turns("q")}, "output": turns("", "c")[1:], "model": "m"}
+            ],
+        }
+    ],
     "open_webui": [
         {
             "type": "rating",

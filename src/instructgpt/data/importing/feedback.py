@@ -6,7 +6,6 @@ user ids of the source are not carried over; a hash of the user's id keeps one u
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from instructgpt.data.importing.fields import (
     get_list_column,
     get_object_list,
     get_text_column,
+    make_pseudonym,
     make_ranking,
     parse_turns,
     raise_column_error,
@@ -73,7 +73,7 @@ def from_open_webui(row: DatasetRow, context: RowContext) -> list[Record]:
         _model(rated) or str(data.get("model_id") or "unknown"),
         *(_model(item) or "unknown" for item in siblings),
     ]
-    additions = {"models": tuple(models), "labeler": _pseudonym("open-webui", row.get("user_id")), "cohort": "user"}
+    additions = {"models": tuple(models), "labeler": make_pseudonym("open-webui", row.get("user_id")), "cohort": "user"}
     return make_ranking(_path_to(messages, rated), completions, ranks, context, source="open-webui", **additions)
 
 
@@ -144,7 +144,7 @@ def from_arena_vote(row: DatasetRow, context: RowContext) -> list[Record]:
     if prompts[0] != prompts[1]:
         raise SkipRowError("the two conversations part before the last answer")
     first, second, all_bad = _VOTES[vote]
-    voter = _pseudonym("arena", row.get("ip") if is_logged else row.get("judge"))
+    voter = make_pseudonym("arena", row.get("ip") if is_logged else row.get("judge"))
     additions = {"models": tuple(models), "labeler": voter, "cohort": "user", "none_acceptable": all_bad}
     return make_ranking(prompts[0], answers, (first, second), context, source="arena", **additions)
 
@@ -173,10 +173,3 @@ def _split_answer(turns: list[Message]) -> tuple[list[Message], str]:
     if not turns or turns[-1].role != "assistant":
         raise SkipRowError("the dialogue does not end with the assistant")
     return turns[:-1], turns[-1].content
-
-
-def _pseudonym(source: str, user: object) -> str | None:
-    """Return a pseudonym for a user id of the source; None without one."""
-    if user is None or not str(user):
-        return None
-    return f"{source}-{hashlib.sha256(f'{source}:{user}'.encode()).hexdigest()[:10]}"

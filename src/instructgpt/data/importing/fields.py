@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -216,6 +217,13 @@ def make_demonstration(prompt: str | Sequence[Message], completion: str, context
     columns, is_transcript = make_prompt_columns(prompt, context)
     completion = completion.strip() if is_transcript else completion
     return [Demonstration.model_validate(context.extra | columns | {"completion": completion})]
+
+
+def make_pseudonym(source: str, user: object) -> str | None:
+    """Return a pseudonym for a user id of the source; None without one."""
+    if user is None or not str(user):
+        return None
+    return f"{source}-{hashlib.sha256(f'{source}:{user}'.encode()).hexdigest()[:10]}"
 
 
 def make_ranking(

@@ -11,6 +11,7 @@ from instructgpt.data.drop_report import DropReport, LocatedItem
 from instructgpt.data.importing import demonstrations, feedback, rankings
 from instructgpt.data.importing.few_shot import from_few_shot
 from instructgpt.data.importing.fields import DatasetRow, RowContext
+from instructgpt.data.importing.langfuse import from_langfuse, is_langfuse_trace
 from instructgpt.data.importing.transcripts import parse_transcript
 from instructgpt.data.importing.trees import assemble_trees, from_flat_oasst, from_oasst
 from instructgpt.data.importing.unpaired import assemble_unpaired, from_unpaired, is_unpaired
@@ -31,6 +32,7 @@ DatasetFormat = Literal[
     "tldr",
     "open_webui",
     "arena",
+    "langfuse",
     "few_shot",
     "alpaca",
     "sharegpt",
@@ -211,6 +213,15 @@ IMPORTERS: dict[str, Importer] = {
         " openai_moderation toxic_chat_tag",
         feedback.is_arena_vote,
         feedback.from_arena_vote,
+    ),
+    "langfuse": Importer(
+        Ranking,
+        frozenset(
+            ["id", "timestamp", "name", "input", "output", "userId", "sessionId", "metadata", "scores", "observations"]
+        ),
+        is_langfuse_trace,
+        from_langfuse,
+        second_type=Demonstration,
     ),
     "few_shot": _make_importer(
         Demonstration,
