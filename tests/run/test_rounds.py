@@ -323,7 +323,11 @@ def test_shares_above_one_are_one_line(rounds, command, tmp_path):
 
 @pytest.mark.slow
 def test_rounds_through_the_site_use_its_exports(tmp_path, command):
-    (tmp_path / "small.yaml").write_text(SMALL_RUN)
+    sizes = "run: {demonstration_prompts: 60, ranking_prompts: 60,"
+    assert sizes in SMALL_RUN
+    (tmp_path / "small.yaml").write_text(
+        SMALL_RUN.replace(sizes, sizes.replace("60", "20"))
+    )  # each is a task of people
     out = tmp_path / "run"
     words = ("run", "--preset", "smoke", "--config", tmp_path / "small.yaml", "--rounds", "2", "--through-site")
     assert command(*words, "--out", out).code == 0
