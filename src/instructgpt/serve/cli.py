@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 
 import torch
@@ -26,6 +27,9 @@ from instructgpt.serve.request_log import RequestLog
 from instructgpt.serve.served_model import ServedModel
 from instructgpt.serve.storage import Storage
 from instructgpt.serve.upstream import UPSTREAM_KEY_VARIABLE, Upstream
+
+_SWITCH_INTERVAL_S = 0.0005
+"""How long the threads that sample and send may keep each other waiting; Python's 5 ms is the length of a step."""
 
 
 def main(config: EndpointConfig) -> None:
@@ -54,6 +58,7 @@ def main(config: EndpointConfig) -> None:
             timeout_graceful_shutdown=5,
         )
     )
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with bind_socket(config.host, config.port) as listener:
         print(f"endpoint: {socket_url(listener, config.host)}/v1 (Ctrl-C stops it)", flush=True)
         loader = _Loader(state, sources, device, config, server)
