@@ -280,9 +280,9 @@ def test_a_fitted_temperature_s_interval_holds_the_truth():
 
 @cache
 def bench_module():
-    """bench/coverage.py, whose generators serve here at small size."""
-    path = Path(__file__).parents[2] / "bench" / "coverage.py"
-    spec = spec_from_file_location("coverage_bench", path)
+    """bench/coverage_numbers.py, whose generators serve here at small size."""
+    path = Path(__file__).parents[2] / "bench" / "coverage_numbers.py"
+    spec = spec_from_file_location("coverage_numbers", path)
     module = module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -294,7 +294,7 @@ def test_numbers_that_rankings_give_speak_of_other_labelers(size):
     """By prompt alone alpha held the truth in 71 and 45 %, a judge's agreement in 90 and 67."""
     bench, rng, repetitions = bench_module(), np.random.default_rng(22), 60
     design = bench.Design(*size)
-    truth = bench.ranking_truth(0.5, 0.3, 3)
+    truth = bench.ranking_truth(0.5, 0.3, design.per_prompt, draws=3)
     held = dict.fromkeys(truth, 0)
     for _ in range(repetitions):
         for name, found in bench.ranking_numbers(*bench.rank_answers(rng, design, 0.5, 0.3)).items():
@@ -331,13 +331,41 @@ def test_labelers_who_work_unequally_do_not_shorten_an_interval():
 def test_three_labelers_who_seem_alike_do_not_shorten_an_interval():
     """Their part of the variance came out as 0 in half of the samples: tau held the truth in 84 % here."""
     bench, rng, repetitions = bench_module(), np.random.default_rng(25), 200
-    truth = bench.ranking_truth(0.0, 0.3, 2)["tau"]
+    truth = bench.ranking_truth(0.0, 0.3, 2, draws=3)["tau"]
     held = 0
     for _ in range(repetitions):
         who, worth, _ = bench.rank_answers(rng, bench.Design(40, 3, 2, True), 0.0, 0.3)
         found = agreement.kendall_tau(agreement.compare_labelers(bench.as_rankings(who, worth)))
         held += found.low <= truth <= found.high
     assert held / repetitions >= 0.95 - 2.5 * np.sqrt(0.95 * 0.05 / repetitions)
+
+
+def test_concordance_does_not_take_work_for_difference():
+    """W of the two labelers who remain is higher than that of three: where labelers worked unequally, their number of
+    prompts passed for a difference, and intervals were 1.9 times as wide as W varies (Student's t asks 1.15).
+    """
+    bench, rng, repetitions = bench_module(), np.random.default_rng(27), 120
+    design = bench.Design(100, 12, 3, True)
+    estimates = [
+        agreement.concordance(bench.as_rankings(*bench.rank_answers(rng, design, 0.0, 0.3)[:2])).w
+        for _ in range(repetitions)
+    ]
+    truth = bench.ranking_truth(0.0, 0.3, 3, draws=3)["W"]
+    half_width = np.mean([(each.high - each.low) / 2 for each in estimates])
+    assert half_width / 1.96 / np.std([each.value for each in estimates]) < 1.55
+    held = np.mean([each.low <= truth <= each.high for each in estimates])
+    assert held >= 0.95 - 2.5 * np.sqrt(0.95 * 0.05 / repetitions)
+
+
+def test_labelers_who_work_unequally_do_not_shorten_agreement():
+    """Ten labelers who work like five or six: their own part alone, where larger, held the truth in 91 to 93 %."""
+    bench, rng, repetitions = bench_module(), np.random.default_rng(28), 250
+    truth, held = bench.ranking_truth(1.0, 0.3, 3, draws=3)["tau"], 0
+    for _ in range(repetitions):
+        who, worth, _ = bench.rank_answers(rng, bench.Design(40, 10, 3, True), 1.0, 0.3)
+        found = agreement.kendall_tau(agreement.compare_labelers(bench.as_rankings(who, worth)))
+        held += found.low <= truth <= found.high
+    assert held / repetitions >= 0.94
 
 
 @pytest.mark.parametrize("size", [(20, 3, 3), (40, 10, 3)])

@@ -25,10 +25,7 @@ from instructgpt.statistics.intervals import (
     CORRELATION,
     NO_ESTIMATE,
     SHARE,
-    ClusterSums,
     Estimate,
-    LabelerSums,
-    jackknife,
     t_interval,
 )
 from instructgpt.statistics.pair_judgments import (
@@ -216,7 +213,12 @@ def kendall_tau(cells: AgreementCells) -> Estimate:
         return NO_ESTIMATE
     tau = numerator / norm
     ones = np.ones_like(tau)
-    return t_interval(float(tau.mean()), _dyadic_uncertainty(cells, residuals(tau, ones), ones), len(tau), CORRELATION)
+    return t_interval(
+        float(tau.mean()),
+        _dyadic_uncertainty(cells.prompt, cells.first, cells.second, residuals(tau, ones), ones),
+        len(tau),
+        CORRELATION,
+    )
 
 
 def concordance(rankings: Sequence[HasRanks]) -> Concordance:
@@ -241,25 +243,25 @@ def concordance(rankings: Sequence[HasRanks]) -> Concordance:
             tables.setdefault(shape, []).append([[row[completion] for completion in order] for row in rows])
             labelers = [labeler_codes.setdefault(labeler, len(labeler_codes)) for labeler in by_labeler]
             keys.setdefault(shape, []).append([prompt_codes.setdefault(prompt, len(prompt_codes)), *labelers])
-    parts = [_concordance_sums(np.array(table), np.array(keys[shape])) for shape, table in tables.items()]
+    parts = [_rank_correlations(np.array(table), np.array(keys[shape])) for shape, table in tables.items()]
     if not any(len(part[0]) for part in parts):
         return Concordance(NO_ESTIMATE, None)
-    w, chance, prompt_code, owner, labeler_code, removed = (
+    prompt_index, first, second, correlation, ranked_by = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
-    prompt_index = unique_with_counts(prompt_code)[1]
-    position = np.zeros(int(prompt_code.max()) + 1, dtype=np.int64)
-    position[prompt_code] = prompt_index
-    sums = np.stack([w, np.ones_like(w)], axis=1)
-    estimate = jackknife(
-        sums.sum(0),
-        _mean_of_sums,
-        len(w),
-        ClusterSums.from_rows(sums, np.ones_like(w), prompt_index),
-        LabelerSums(removed, np.ones(len(removed)), position[owner], labeler_code),
-        SHARE,
+    weight = 2 / (ranked_by * (ranked_by - 1))  # a couple's share of its prompt
+    chance, slope = weight / ranked_by, weight * (1 - 1 / ranked_by)
+    total = float(weight.sum())
+    error = slope * (correlation - (slope * correlation).sum() / slope.sum()) / total
+    return Concordance(
+        t_interval(
+            float((chance + slope * correlation).sum()) / total,
+            _dyadic_uncertainty(prompt_index, first, second, error, weight),
+            round(total),
+            SHARE,
+        ),
+        float(chance.sum()) / total,
     )
-    return Concordance(estimate, float(chance.mean()))
 
 
 def pairwise_alpha(rankings: Sequence[HasRanks]) -> Estimate:
@@ -278,47 +280,38 @@ def pairwise_alpha(rankings: Sequence[HasRanks]) -> Estimate:
     )
 
 
-def _concordance_sums(
-    ranks: FloatArray, keys: IntArray
-) -> tuple[FloatArray, FloatArray, IntArray, IntArray, IntArray, FloatArray]:
-    """Return what prompts with as many labelers and completions add to the mean W.
+def _rank_correlations(ranks: FloatArray, keys: IntArray) -> tuple[IntArray, IntArray, IntArray, FloatArray, IntArray]:
+    """Return how far every two labelers of a prompt rank alike: W = 1 / m + (1 − 1 / m) · mean of these.
+
+    The covariance of two labelers' ranks over the mean variance of all m: without ties Spearman's correlation. The mean
+    is W with tie correction, 12 S / (m² (K³ − K) − m Σ(t³ − t)), S the squared deviations of rank sums, t the tie sizes.
 
     Args:
-        ranks: (G, m, K).
+        ranks: (G, m, K) of prompts with as many labelers and completions.
         keys: (G, 1 + m) prompt, and labelers in the order of the ranks.
 
     Returns:
-        W, its chance level and the prompt (G',), without prompts that are all tied; then for each of their labelers
-        (G' · m,) the prompt, the labeler, and what leaving the labeler out takes from the sums of W and of prompts
-        (G' · m, 2).
+        A row a prompt and couple, without prompts that are all tied: prompt, first and second labeler, correlation, m.
     """
-    w, m = _kendall_w(ranks), ranks.shape[1]
-    finite = np.isfinite(w)
-    ranks, keys, w = ranks[finite], keys[finite], w[finite]
-    leave_one_out_w = np.stack([_kendall_w(np.delete(ranks, index, axis=1)) for index in range(m)], axis=1)
-    lost = np.isnan(leave_one_out_w) if m > 2 else np.ones_like(leave_one_out_w, dtype=np.bool_)
-    removed = np.stack([np.where(lost, w[:, None], w[:, None] - leave_one_out_w), lost], axis=-1).reshape(-1, 2)
-    return w, np.full(len(w), 1 / m), keys[:, 0], np.repeat(keys[:, 0], m), keys[:, 1:].ravel(), removed
-
-
-def _mean_of_sums(sums: FloatArray) -> FloatArray:
-    count = sums[..., 1]
-    return np.asarray(np.divide(sums[..., 0], count, out=np.full(count.shape, np.nan), where=count > 0))
-
-
-def _kendall_w(ranks: FloatArray) -> FloatArray:
-    """Return W per prompt: ranks (G, m labelers, K) -> (G,); NaN where all tied.
-
-    W = 12 S / (m² (K³ − K) − m Σ(t³ − t)), S the squared deviations of rank sums, t the tie sizes.
-    """
-    _, m, k = ranks.shape
+    m = ranks.shape[1]
     below = (ranks[..., :, None] > ranks[..., None, :]).sum(-1)
     level = (ranks[..., :, None] == ranks[..., None, :]).sum(-1)
-    sums = (below + (level + 1) / 2).sum(1)
-    ties = (level**2 - 1).sum((1, 2))  # a tie of t has t members, each adding t² − 1
-    denominator = m**2 * (k**3 - k) - m * ties
-    numerator = 12 * ((sums - sums.mean(1, keepdims=True)) ** 2).sum(1)
-    return np.asarray(np.divide(numerator, denominator, out=np.full(len(ranks), np.nan), where=denominator > 0))
+    mid_ranks = below + (level + 1) / 2
+    centered = mid_ranks - mid_ranks.mean(-1, keepdims=True)
+    covariance = centered @ centered.transpose(0, 2, 1)
+    variance = np.trace(covariance, axis1=1, axis2=2) / m
+    varied = variance > 0
+    i, j = np.triu_indices(m, 1)
+    correlation = covariance[varied][:, i, j] / variance[varied][:, None]
+    prompt, *labelers = keys[varied].T
+    members = np.array(labelers)
+    return (
+        np.repeat(prompt, len(i)),
+        members[i].T.ravel(),
+        members[j].T.ravel(),
+        correlation.ravel(),
+        np.full(correlation.size, m),
+    )
 
 
 def _summarize_by_labeler(cells: AgreementCells) -> dict[Hashable, Agreement]:
@@ -338,22 +331,30 @@ def _ratio_estimate(cells: AgreementCells, numerator: FloatArray, denominator: F
     value = min(1.0, float(numerator.sum() / denominator.sum()))
     return t_interval(
         value,
-        _dyadic_uncertainty(cells.where(nonzero), residuals(numerator, denominator), denominator),
+        _dyadic_uncertainty(
+            cells.prompt[nonzero],
+            cells.first[nonzero],
+            cells.second[nonzero],
+            residuals(numerator, denominator),
+            denominator,
+        ),
         round(denominator.sum()),
         SHARE,
     )
 
 
-def _dyadic_uncertainty(cells: AgreementCells, error: FloatArray, weight: FloatArray) -> Uncertainty:
+def _dyadic_uncertainty(
+    prompt: IntArray, first: IntArray, second: IntArray, error: FloatArray, weight: FloatArray
+) -> Uncertainty:
     """Return the uncertainty of a ratio of sums over rows (C,) that share prompts, or a labeler on either side.
 
     Where `first` equals `second` everywhere (gold, oneself), a row belongs to that labeler alone.
     """
-    prompt = unique_with_counts(cells.prompt)[1]
-    mixed = cells.first != cells.second
+    prompt = unique_with_counts(prompt)[1]
+    mixed = first != second
     labeler, labeler_prompt, labeler_error, labeler_weight = (
         np.concatenate([values, second_values[mixed]])
-        for values, second_values in ((cells.first, cells.second), (prompt, prompt), (error, error), (weight, weight))
+        for values, second_values in ((first, second), (prompt, prompt), (error, error), (weight, weight))
     )
     labeler = unique_with_counts(labeler)[1]
     total = float(weight.sum())

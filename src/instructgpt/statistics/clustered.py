@@ -26,7 +26,8 @@ Caution = Literal["", "single prompt", "single labeler", "two labelers", "domina
 
 TAIL_PROBABILITY = 0.025
 Z_95 = float(special.ndtri(1 - TAIL_PROBABILITY))
-_FEW_LABELERS = 5
+_FEW_LABELERS = 7
+"""Up to so many effective labelers a couple's interval is never shorter than the one over labelers alone."""
 _DOMINANT_SHARE = 0.5
 """A cluster with more than this share of the weight dominates."""
 
@@ -152,7 +153,7 @@ def combine_deletions(
 
     Degrees of freedom are those of the scarcer key with influence: Satterthwaite's overstate them where the labelers'
     part is underestimated. In half of all samples of three alike-looking labelers that part comes out as 0; so where
-    couples are compared, an interval is never shorter than the one over the few labelers alone.
+    couples of few labelers are compared, an interval is never shorter than the one over the few labelers alone.
 
     Args:
         couples: a row compares two labelers and counts for both (Aronow, Samii and Assenova, 2015); the labelers' part
