@@ -106,7 +106,9 @@ def read_rows(file: Path | None, seed: int, repetitions: int) -> dict[str, list[
     """Return the finished cases of an earlier run with the same seed and repetitions."""
     if file is None or not file.exists():
         return {}
-    complete = file.read_text(encoding="utf-8").split("\n")[:-1]  # a killed run may leave half a line
+    *complete, partial_line = file.read_text(encoding="utf-8").split("\n")
+    if partial_line:  # of a killed run
+        file.write_text("".join(f"{line}\n" for line in complete), encoding="utf-8")
     rows = [row for row in map(json.loads, complete) if (row["seed"], row["repetitions"]) == (seed, repetitions)]
     return {row["case"]: [Line(**line) for line in row["lines"]] for row in rows}
 

@@ -100,7 +100,7 @@ def test_the_short_way_gives_what_rankings_give():
 
 @pytest.mark.parametrize(
     ("prompts", "labelers", "per_prompt", "taste"),
-    [(60, 12, 3, 0.5), (150, 20, 2, 0.5), (300, 40, 2, 0.7), (40, 5, 5, 0.5)],
+    [(60, 12, 3, 0.5), (300, 40, 2, 0.7), (40, 5, 5, 0.5)],
 )
 def test_agreement_s_intervals_hold_the_truth(prompts, labelers, per_prompt, taste):
     truth = true_agreement(taste)
@@ -292,9 +292,9 @@ def bench_module():
 @pytest.mark.parametrize("size", [(40, 5, 5), (400, 10, 3)])
 def test_numbers_that_rankings_give_speak_of_other_labelers(size):
     """By prompt alone alpha held the truth in 71 and 45 %, a judge's agreement in 90 and 67."""
-    bench, rng, repetitions = bench_module(), np.random.default_rng(22), 60
+    bench, rng, repetitions = bench_module(), np.random.default_rng(22), 40
     design = bench.Design(*size)
-    truth = bench.ranking_truth(0.5, 0.3, design.per_prompt, draws=3)
+    truth = bench.ranking_truth(0.5, 0.3, design.per_prompt, draws=2)
     held = dict.fromkeys(truth, 0)
     for _ in range(repetitions):
         for name, found in bench.ranking_numbers(*bench.rank_answers(rng, design, 0.5, 0.3)).items():

@@ -58,13 +58,10 @@ def test_holm_is_that_of_statsmodels():
 def judged(rng, prompts, labelers, models, labeler_sd):
     """Rankings of equal models; labelers lean to some of them."""
     leaning = labeler_sd * rng.normal(size=(labelers, models))
+    worth = leaning + rng.normal(size=(prompts, 1, models)) + rng.gumbel(size=(prompts, labelers, models))
+    ranks = (np.argsort(np.argsort(-worth)) + 1).tolist()
     names = tuple(f"m{index}" for index in range(models))
-    return [
-        LabelerRanking(p, q, names, stats.rankdata(-(leaning[q] + easy + rng.gumbel(size=models))).tolist(), names)
-        for p in range(prompts)
-        for easy in [rng.normal(size=models)]
-        for q in range(labelers)
-    ]
+    return [LabelerRanking(p, q, names, ranks[p][q], names) for p in range(prompts) for q in range(labelers)]
 
 
 @pytest.mark.parametrize(("prompts", "labelers", "labeler_sd"), [(10, 1, 0), (40, 1, 0), (40, 3, 0.7)])

@@ -283,8 +283,8 @@ def pairwise_alpha(rankings: Sequence[HasRanks]) -> Estimate:
 def _rank_correlations(ranks: FloatArray, keys: IntArray) -> tuple[IntArray, IntArray, IntArray, FloatArray, IntArray]:
     """Return how far every two labelers of a prompt rank alike: W = 1 / m + (1 − 1 / m) · mean of these.
 
-    The covariance of two labelers' ranks over the mean variance of all m: without ties Spearman's correlation. The mean
-    is W with tie correction, 12 S / (m² (K³ − K) − m Σ(t³ − t)), S the squared deviations of rank sums, t the tie sizes.
+    The covariance of two labelers' ranks over the mean variance of all m: without ties Spearman's correlation. W is
+    that with tie correction, 12 S / (m² (K³ − K) − m Σ(t³ − t)), S the squared deviations of rank sums, t tie sizes.
 
     Args:
         ranks: (G, m, K) of prompts with as many labelers and completions.

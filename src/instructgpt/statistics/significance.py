@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -14,6 +15,8 @@ _WEBB_WEIGHTS = np.sqrt([0.5, 1.0, 1.5])
 """Absolute values of Webb's six-point distribution (2014), each with either sign."""
 _MAX_ENUMERATED_CLUSTERS = 5
 """Up to this number of clusters all combinations of weights are visited."""
+_MAX_CACHED_CLUSTERS = 50
+"""Weights of up to so many clusters are kept for the next comparison: drawing them takes half of a test's time."""
 _MAX_STEPS = 200_000
 """Largest reach of the exact sign-flip distribution; coarser steps above it."""
 _ROUNDING = 1 - 1e-7
@@ -62,14 +65,19 @@ def wild_cluster_p_value(excess: FloatArray, weight: FloatArray, a: IntArray, b:
     statistic = _TwoWayStatistic(excess / weight.sum(), weight / weight.sum(), scarce, numerous)
     count = int(scarce.max()) + 1
     observed = statistic(np.ones((1, count)))[0]
-    enumerated = count <= _MAX_ENUMERATED_CLUSTERS
-    if enumerated:
-        multipliers = np.array(list(product([*-_WEBB_WEIGHTS, *_WEBB_WEIGHTS], repeat=count)))
-    else:
-        rng = np.random.default_rng(seed)
-        multipliers = rng.choice(_WEBB_WEIGHTS, (_RESAMPLES, count)) * rng.choice([-1.0, 1.0], (_RESAMPLES, count))
+    multipliers = (_webb_multipliers if count <= _MAX_CACHED_CLUSTERS else _webb_multipliers.__wrapped__)(count, seed)
     as_far = int((statistic(multipliers) >= observed * _ROUNDING).sum())
-    return as_far / len(multipliers) if enumerated else (as_far + 1) / (_RESAMPLES + 1)
+    return as_far / len(multipliers) if count <= _MAX_ENUMERATED_CLUSTERS else (as_far + 1) / (_RESAMPLES + 1)
+
+
+@lru_cache(maxsize=4)
+def _webb_multipliers(count: int, seed: int) -> FloatArray:
+    """Return the weights of clusters (R, C): all combinations of few, otherwise drawn."""
+    if count <= _MAX_ENUMERATED_CLUSTERS:
+        return np.array(list(product([*-_WEBB_WEIGHTS, *_WEBB_WEIGHTS], repeat=count)))
+    rng = np.random.default_rng(seed)
+    sizes = rng.choice(_WEBB_WEIGHTS, (_RESAMPLES, count))
+    return np.asarray(sizes * rng.choice([-1.0, 1.0], (_RESAMPLES, count)))
 
 
 def holm_correction(p_values: Sequence[float | None]) -> list[float | None]:
