@@ -215,6 +215,6 @@ def _caution(prompts: Deletions, labelers: Deletions) -> Caution:
         return "single labeler"
     if prompts.is_dominated:
         return "dominant prompt"
-    if labelers.is_dominated:
-        return "dominant labeler"
-    return "two labelers" if len(labelers.share) == 2 else ""
+    if len(labelers.share) == 2:  # of whom one nearly always has more than half of the work
+        return "two labelers"
+    return "dominant labeler" if labelers.is_dominated else ""
