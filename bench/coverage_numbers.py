@@ -305,9 +305,13 @@ LABEL_NUMBERS = {"label alpha": krippendorff_alpha, "AC1": gwet_ac1, "positive a
 @cache
 def label_truth(mean: float) -> tuple[float, dict[str, float]]:
     """Return the share of yes, and the numbers over very many prompts and labelers."""
-    many = label_answers(np.random.default_rng(101), MANY, mean)
-    numbers = {name: float(number(many[0], many[2].tolist()).value or 0) for name, number in LABEL_NUMBERS.items()}
-    return float(many[2].mean()), numbers
+    rng = np.random.default_rng(101)
+    many = [label_answers(rng, MANY, mean) for _ in range(_TRUTH_DRAWS)]
+    numbers = {
+        name: float(np.mean([number(each[0], each[2].tolist()).value for each in many]))
+        for name, number in LABEL_NUMBERS.items()
+    }
+    return float(np.mean([each[2].mean() for each in many])), numbers
 
 
 def labels() -> Iterator[Case]:
