@@ -37,8 +37,8 @@ OPTION_GROUPS = {
     "site": """site database public_url host port key second_factor end_second_factor endpoint endpoint_models
         retention_days""",
     "serving": "action url system upstream keys store rate max_rows max_waiting timeout metrics owner allow_store days",
-    "labeling": """name kind purpose cohort priority overlap cohort_share cohort_overlap gold_share
-        repeat_share k_least k_most hourly open""",
+    "labeling": """name kind purpose cohort screening priority overlap cohort_share cohort_overlap gold_share
+        repeat_share heldout_share k_least k_most hourly currency open""",
     "cost": "labels prices watts",
     "sweep": """recipe vary seeds fresh_seeds select plot paper_figure jobs attempts stale_minutes retry
         dry_run""",

@@ -295,7 +295,11 @@ class BatchConfig(SamplingOptions):
     k_most: int | None = Field(None, ge=2, le=MAX_COMPLETIONS, description="maximum completions per ranking")
     seed: int = Field(0, ge=0, lt=2**32, description="random seed")
     questions: Path | None = Field(None, description="rankings: YAML file of required, optional and own questions")
-    hourly: float | None = Field(None, gt=0, description="cost of an hour of work, for the cost estimate")
+    heldout_share: float | None = Field(
+        None, ge=0, le=1, description="evaluation: share of tasks for held-out labelers; by default whoever comes first"
+    )
+    hourly: float | None = Field(None, gt=0, description="cost of an hour of work; kept with the batch")
+    currency: str | None = Field(None, description="currency of --hourly, such as USD or KRW")
     open: bool = Field(False, description="open the batch to labelers at once")
     dry_run: bool = Field(False, description="only estimate the work; create nothing")
 

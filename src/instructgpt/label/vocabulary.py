@@ -15,6 +15,8 @@ SecondFactorPolicy = Literal["optional", "owners", "team"]
 """Who must set up a second factor: nobody, owners, or owners and researchers."""
 MAX_COMPLETIONS = 9  # of a task, lettered A to I; the paper uses K = 4 to 9 (3.5)
 MAX_RATING = 7
+MAX_RATING_POINTS = 20
+"""Of a rating scale that a batch sets; the database checks it."""
 UNLIMITED_OVERLAP = 1_000_000
 """Overlap of gold and screening tasks, which every labeler gets once; progress does not count them."""
 SMTP_PASSWORD_VARIABLE = "INSTRUCTGPT_SMTP_PASSWORD"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from random import Random
 from typing import get_args
@@ -39,7 +40,7 @@ def close_batch(site, batch):
 
 def compute_results(site, batch, baseline=None):
     with site.database.read() as db:
-        return results.compute_results(db, db.get(Batch, batch), baseline)
+        return results.compute_results(db, [db.get(Batch, batch)], baseline)
 
 
 def fill_evaluation(site, **options):
@@ -237,6 +238,53 @@ def test_unblinding_needs_a_reason_and_is_recorded(site):
         )
     close_batch(site, filled.batch)
     assert "before the batch was closed" in client.get(f"/results/{filled.batch}").text
+
+
+def test_batches_put_together_are_one_evaluation(site):
+    """A batch of each cohort, as in the paper's Figure 3: counted by hand, not by the site's code."""
+    heldout, training = people(site, "hal", "hana", cohort="heldout"), people(site, "ada", "ben")
+    orders, made = {}, {}
+    for cohort, crew, rows in (
+        ("training", training, [[1, 2, 3], [2, 1, 3], [2, 1, 3]]),
+        ("heldout", heldout, [[2, 1, 3], [3, 1, 2], [2, 1, 3]]),
+    ):
+        made[cohort] = fill(site, tasks=3, name=cohort, purpose="evaluation", cohort=cohort, baseline="sft")
+        for task in range(3):
+            for person in crew:
+                made[cohort].rank(task, person, rows[task], ratings=[4, 5, 3])
+        made[cohort].save()
+        orders[cohort] = rows * len(crew)
+    owner = client_of(site, add_person(site, "olga", role="owner"))
+    query = "&".join(f"batch={filled.batch}" for filled in made.values())
+    assert owner.get(f"/results/pooled?{query}").status_code == 409, "names are hidden"
+    with site.database.write() as db:
+        for filled in made.values():
+            mark_batch_closed(db, db.get(Batch, filled.batch))
+    listed = owner.get("/results").text
+    assert listed.count('form="pool" name="batch"') == 2
+    rows = owner.get(f"/results/pooled/results.json?{query}").json()
+    won = {
+        cohort: sum(sft > ppo for sft, ppo, _ in each) / len(each)
+        for cohort, each in (orders | {"": [row for each in orders.values() for row in each]}).items()
+    }
+    found = {row["condition"]: row for row in rows if (row["metric"], row["model"]) == ("win_rate_vs_sft", "ppo")}
+    assert {cohort: row["value"] for cohort, row in found.items() if cohort in won} == pytest.approx(won)
+    assert found[""]["n"] == 12
+    program = owner.get(f"/api/v1/stats/win-rates/{made['training'].batch}?others={made['heldout'].batch}")
+    assert program.status_code in (200, 401, 403)
+    page = owner.get(f"/results/pooled?{query}").text
+    assert "training + heldout" in page
+    assert "Please look" not in page
+    assert f'href="/results/pooled/results.json?{query}&baseline=sft"' in html.unescape(page)
+    assert owner.get(f"/results/pooled?batch={made['training'].batch}").status_code == 422
+    other = fill(site, tasks=1, name="other", models=("sft", "new"), purpose="evaluation", baseline="new")
+    other.rank(0, training[0], [1, 2])
+    other.save()
+    with site.database.write() as db:
+        mark_batch_closed(db, db.get(Batch, other.batch))
+    mixed = owner.get(f"/results/pooled?{query}&batch={other.batch}").text
+    for words in ("Please look", "Not every batch has these models: gpt, new, ppo", "different baselines"):
+        assert words in mixed
 
 
 def test_closed_evaluation_cannot_be_reopened(site):

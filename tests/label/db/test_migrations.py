@@ -6,6 +6,7 @@ import json
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 
 from instructgpt.label.db import migrate
 from instructgpt.label.db.database import Database
@@ -92,6 +93,30 @@ def test_completions_get_random_ids_and_keep_what_refers_to_them(old_database):
     ((gold,),) = rows(old_database, "SELECT answer FROM gold")
     assert decoded(gold) == {name: rank for rank, name in enumerate(new_ids, 1)}
     assert migrate.compute_schema_diff(old_database.engine) == [], "the foreign keys are back"
+
+
+def test_ratings_up_to_twenty_are_stored_after_the_upgrade_and_no_row_is_lost(old_database):
+    insert(old_database, "person", id="p", name="Ada", role="labeler", status="active", pseudonym="labeler-1")
+    insert(old_database, "prompt", id="q")
+    insert(old_database, "batch", id="b", kind="rank", purpose="training", state="open")
+    insert(old_database, "task", id="t", batch_id="b", kind="rank", prompt_id="q", overlap=1, n_done=1, state="done")
+    for number in range(3):
+        insert(old_database, "completion", id=new_id(), prompt_id="q", text=f"{number}", text_hash=f"{number}")
+    insert(old_database, "assignment", id="a", task_id="t", person_id="p", state="submitted", shown=[])
+    insert(old_database, "submission", id="s", assignment_id="a", version=1, kind="rank")
+    first, second, third = (row[0] for row in rows(old_database, "SELECT id FROM completion ORDER BY text"))
+    insert(old_database, "rating", submission_id="s", completion_id=first, rating=7)
+    with pytest.raises(IntegrityError):
+        insert(old_database, "rating", submission_id="s", completion_id=second, rating=8)
+    old_database.upgrade()
+    first, second, third = (row[0] for row in rows(old_database, "SELECT id FROM completion ORDER BY text"))
+    insert(old_database, "rating", submission_id="s", completion_id=second, rating=20)
+    for wrong in (0, 21):
+        with pytest.raises(IntegrityError):
+            insert(old_database, "rating", submission_id="s", completion_id=third, rating=wrong)
+    assert [row[0] for row in rows(old_database, "SELECT rating FROM rating ORDER BY rating")] == [7, 20]
+    assert [decoded(row[0]) for row in rows(old_database, "SELECT rates FROM batch")] == [[]]
+    assert migrate.compute_schema_diff(old_database.engine) == []
 
 
 def test_names_get_their_key_and_two_forms_of_one_name_stay_apart(old_database, capsys):

@@ -77,7 +77,9 @@ def tiles(text):
 
 
 def test_preview_stores_nothing_and_creation_uses_the_uploaded_file(site, client):
-    answer = client.post("/batches/preview", data=form(hourly="30"), files={"completions": completions()})
+    answer = client.post(
+        "/batches/preview", data=form(hourly="30", currency="USD"), files={"completions": completions()}
+    )
     assert answer.status_code == 200
     # 4 tasks: 2 for three labelers, 2 for one, one of the 4 repeated: 2 x 3 + 2 + (3 or 1) assignments
     shown = tiles(answer.text)
@@ -85,7 +87,7 @@ def test_preview_stores_nothing_and_creation_uses_the_uploaded_file(site, client
     assert int(shown["assignments"]) in (9, 11)
     hours = int(shown["assignments"]) * 3 * 60 / 3600  # three completions each, a minute apiece until it is measured
     assert shown["hours of work"] == f"{hours:.1f}"
-    assert shown["cost"] == f"{hours * 30:.0f}"
+    assert shown["cost"] == f"{hours * 30:.2f} USD"
     with site.database.read() as db:
         assert not db.query(Batch).count()
         assert not db.query(PromptRow).count()
@@ -276,7 +278,7 @@ def test_overview_statement_count_is_constant(site, client):
         seen = []
         note = lambda *arguments: seen.append(arguments[2])  # noqa: E731
         event.listen(site.database.engine, "before_cursor_execute", note)
-        assert client.get("/overview?hourly=15").status_code == 200
+        assert client.get("/overview").status_code == 200
         event.remove(site.database.engine, "before_cursor_execute", note)
         return len(seen)
 
@@ -364,9 +366,9 @@ def test_batch_command_previews_creates_and_opens(tmp_path, capsys):
         "0",
     ]
     capsys.readouterr()
-    assert run_command([*command, "--dry-run", "--hourly", "30"]) == 0
+    assert run_command([*command, "--dry-run", "--hourly", "30", "--currency", "USD"]) == 0
     assert (
-        "would create batch 'one': 4 tasks, 4 assignments\nabout 0.2 hours of work, cost 6 (60 s each, a rule of thumb)"
+        "would create batch 'one': 4 tasks, 4 assignments\nabout 0.2 hours of work, cost 6 USD (60 s each, a rule of thumb)"
         in capsys.readouterr().out
     )
     assert run_command([*command, "--open"]) == 0

@@ -16,6 +16,7 @@ from instructgpt.label.db.models.people import Person
 from instructgpt.label.db.models.submissions import Assignment, MessageRow, Submission
 from instructgpt.label.db.models.tasks import Batch, Task, TaskCompletion
 from instructgpt.label.tasks.batches import UNLIMITED_OVERLAP
+from instructgpt.label.tasks.rates import HourlyRate, get_current_rate
 from instructgpt.label.vocabulary import TASK_KINDS, TaskKind
 
 HOUR_MS = 3_600_000
@@ -51,6 +52,7 @@ class BatchStatus:
     cohort: str | None
     priority: int
     created_at: int
+    rate: HourlyRate | None
     tasks: int
     finished: int
     review: int
@@ -169,6 +171,7 @@ def list_batch_statuses(db: Session) -> list[BatchStatus]:
             batch.cohort,
             batch.priority,
             batch.created_at,
+            get_current_rate(batch),
             *(*counts.get(batch.id, (0,) * 8), active_ms_by_batch.get(batch.id, 0), questions.get(batch.id, 0)),
         )
         for batch in db.scalars(select(Batch).order_by(Batch.created_at.desc(), Batch.id.desc()))
@@ -182,7 +185,7 @@ def _count_open_questions(db: Session) -> dict[str, int]:
     return {row[0]: row[1] for row in db.execute(statement)}
 
 
-def estimate_batch_workload(db: Session, batch: Batch, hourly_rate: float | None = None) -> Workload:
+def estimate_batch_workload(db: Session, batch: Batch) -> Workload:
     """Estimate the work of a whole batch, with overlap, hidden repeats and gold tasks. Three statements.
 
     A labeler's assignments contain gold tasks at the policy's share, and every gold task at most once.
@@ -214,11 +217,14 @@ def estimate_batch_workload(db: Session, batch: Batch, hourly_rate: float | None
         if not batch.screening and gold_share < 1:
             gold_assignments = min(gold_assignments, round(assignments * gold_share / (1 - gold_share)))
         assignments, units = assignments + gold_assignments, units + gold_assignments * gold_units / gold_tasks
-    return compute_workload(tasks, assignments, round(units), compute_speeds(db)[batch.kind], hourly_rate)
+    rate = get_current_rate(batch)
+    return compute_workload(
+        tasks, assignments, round(units), compute_speeds(db)[batch.kind], rate.amount if rate else None
+    )
 
 
 def compute_workload(tasks: int, assignments: int, units: int, speed: Speed, hourly_rate: float | None) -> Workload:
-    """Return the hours and the cost of some units of work. `hourly_rate` may be in any currency."""
+    """Return the hours and the cost of some units of work."""
     hours = units * speed.seconds / 3600
     return Workload(tasks, assignments, units, hours, None if hourly_rate is None else hours * hourly_rate, speed)
 

@@ -107,28 +107,36 @@ def redact_turns(messages: Sequence[Mapping[str, str]] | None, names: Iterable[s
     return [{**message, "content": redact_model_names(message["content"], names)} for message in messages]
 
 
-def _load_rankings_and_ratings(db: Session, batch: Batch) -> tuple[list[StoredRanking], list[StoredRating]]:
-    """Load rankings with model names, without hidden repeats and gold, and ratings. Four statements."""
-    rankings = [row for row in load_stored_rankings(db, batch.id) if row.round == 0 and not row.gold]
-    return attach_models(rankings, load_completion_models(db, batch.id)), load_stored_ratings(db, batch.id)
+def _load_rankings_and_ratings(db: Session, batches: Sequence[Batch]) -> tuple[list[StoredRanking], list[StoredRating]]:
+    """Load rankings with model names, without hidden repeats and gold, and ratings. Four statements a batch."""
+    rankings: list[StoredRanking] = []
+    ratings: list[StoredRating] = []
+    for batch in batches:
+        rows = [row for row in load_stored_rankings(db, batch.id) if row.round == 0 and not row.gold]
+        rankings += attach_models(rows, load_completion_models(db, batch.id))
+        ratings += load_stored_ratings(db, batch.id)
+    return rankings, ratings
 
 
 def compute_precision(db: Session, batch: Batch) -> EvaluationPrecision:
-    rankings, _ = _load_rankings_and_ratings(db, batch)
+    rankings, _ = _load_rankings_and_ratings(db, [batch])
     return _build_precision(rankings, _pairwise_win_rates(rankings))
 
 
-def compute_results(db: Session, batch: Batch, baseline: str | None = None) -> EvaluationResults:
-    """Compute all results of a batch whose names may be shown; `baseline` defaults to the batch's. Four statements.
+def compute_results(db: Session, batches: Sequence[Batch], baseline: str | None = None) -> EvaluationResults:
+    """Compute the results of batches whose names may be shown, together. Six statements a batch at most.
+
+    Args:
+        baseline: by default that of the batches, if they have the same.
 
     Raises:
         InputError: no ranking contains the baseline.
     """
     from instructgpt.statistics import bradley_terry, win_rate
 
-    rankings, ratings = _load_rankings_and_ratings(db, batch)
-    pairs, lengths = _pairwise_win_rates(rankings), _completion_lengths(db, batch)
-    baseline_model = (baseline or batch.baseline) if rankings else None
+    rankings, ratings = _load_rankings_and_ratings(db, batches)
+    pairs, lengths = _pairwise_win_rates(rankings), _completion_lengths(db, batches)
+    baseline_model = (baseline or get_common_baseline(batches)) if rankings else None
 
     def grouped_win_rates(groups: Sequence[str | None]) -> list[WinRate]:
         if baseline_model is None or not any(groups):
@@ -169,12 +177,35 @@ def _build_precision(rankings: Sequence[StoredRanking], pairs: Sequence[WinRate]
     return EvaluationPrecision(len(rankings), len(labelers), len(prompts), max(widths) / 2 if widths else None)
 
 
-def _completion_lengths(db: Session, batch: Batch) -> dict[str, float]:
+def get_common_baseline(batches: Sequence[Batch]) -> str | None:
+    """Return the baseline that all batches have; None without one."""
+    baselines = {batch.baseline for batch in batches}
+    return baselines.pop() if len(baselines) == 1 else None
+
+
+def find_pool_warnings(db: Session, batches: Sequence[Batch]) -> list[tuple[str, dict[str, str]]]:
+    """Return what makes batches hard to compare, as (key of the catalogue, values): models, baselines, questions."""
+    models = {
+        batch.name: {name for names in load_completion_models(db, batch.id).values() for name in names}
+        for batch in batches
+    }
+    found: list[tuple[str, dict[str, str]]] = []
+    everywhere = set.intersection(*models.values())
+    if partial := sorted(set.union(*models.values()) - everywhere):
+        found.append(("models", {"models": ", ".join(partial)}))
+    if len({batch.baseline for batch in batches}) > 1:
+        found.append(("baselines", {}))
+    if len({repr(batch.questions) for batch in batches}) > 1:
+        found.append(("questions", {}))
+    return found
+
+
+def _completion_lengths(db: Session, batches: Sequence[Batch]) -> dict[str, float]:
     statement = (
         select(CompletionRow.id, func.length(CompletionRow.text))
         .join(TaskCompletion, TaskCompletion.completion_id == CompletionRow.id)
         .join(Task, Task.id == TaskCompletion.task_id)
-        .where(Task.batch_id == batch.id, Task.id.in_(select(Assignment.task_id)))
+        .where(Task.batch_id.in_([batch.id for batch in batches]), Task.id.in_(select(Assignment.task_id)))
     )
     return {completion: float(length) for completion, length in db.execute(statement)}
 

@@ -118,7 +118,7 @@ def _find_refusal(context: BulkContext, task: Task, labeler_id: str, freed: int)
     if person is None or person.role != "labeler" or person.status != "active":
         return "labeler_not_active"
     batch = context.db.get_one(Batch, task.batch_id)
-    if batch.screening or (batch.cohort not in (None, person.cohort)):
+    if batch.screening or {batch.cohort, task.cohort} - {None, person.cohort}:
         return "not_eligible"
     if person.cohort == "heldout" and batch.purpose == "training":
         return "not_eligible"

@@ -64,7 +64,7 @@ def _create_batch(config: BatchConfig, site: Site, spec: BatchSpec, files: Mappi
 
     def create(db: Session) -> list[str]:
         batch = batch_requests.create_batch_from_spec(db, spec, files)
-        workload = forecast.estimate_batch_workload(db, batch, config.hourly)
+        workload = forecast.estimate_batch_workload(db, batch)
         summary = _format_summary(config, batch, workload)
         if config.dry_run:
             return summary
@@ -109,7 +109,7 @@ def _parse_models(config: BatchConfig) -> list[tuple[str, str]]:
 
 def _format_summary(config: BatchConfig, batch: Batch, workload: Workload) -> list[str]:
     speed_source = "measured here" if workload.speed.sample_count >= MIN_SPEED_SAMPLES else "a rule of thumb"
-    cost_text = "" if workload.cost is None else f", cost {workload.cost:,.0f}"
+    cost_text = "" if workload.cost is None else f", cost {workload.cost:,.0f} {config.currency}"
     action = "would create" if config.dry_run else "created and opened" if config.open else "created"
     intake_summary = ", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in batch.intake.items() if count)
     lines = [

@@ -22,6 +22,7 @@ from instructgpt.io import iter_rows
 from instructgpt.label.db.models import Batch, Person
 from instructgpt.label.tasks import batches
 from instructgpt.label.tasks.forms import PROMPT_LABELS
+from instructgpt.label.tasks.rates import MAX_HOURLY_RATE, HourlyRate
 from instructgpt.label.vocabulary import MAX_COMPLETIONS, TaskKind
 from instructgpt.records import USE_CASES, Cohort, format_validation_error
 
@@ -46,6 +47,9 @@ class BatchSpec(BaseModel):
     cohort_overlap: int = Field(3, ge=1, le=100)
     gold_share: float = Field(0.05, ge=0, le=1)
     repeat_share: float = Field(0.02, ge=0, le=1)
+    heldout_share: float | None = Field(None, ge=0, le=1)
+    hourly: float | None = Field(None, gt=0, lt=MAX_HOURLY_RATE)  # what an hour of work costs, in `currency` (ISO 4217)
+    currency: str | None = Field(None, pattern=r"^[A-Z]{3}$")
     k_least: int | None = Field(None, ge=2, le=MAX_COMPLETIONS)
     k_most: int | None = Field(None, ge=2, le=MAX_COMPLETIONS)
     seed: int = Field(0, ge=0, lt=2**32)
@@ -64,6 +68,8 @@ class BatchSpec(BaseModel):
             raise ValueError(f"prompts to write belong to kind 'write', not to '{self.kind}'")
         if self.baseline and (self.kind, self.purpose) != ("rank", "evaluation"):
             raise ValueError("a baseline belongs to rankings for evaluation")
+        if (self.hourly is None) != (self.currency is None):
+            raise ValueError("hourly and currency belong together, such as 15 and USD")
         if self.written_use_case is not None and self.written_use_case not in USE_CASES:
             raise ValueError(f"no use case '{self.written_use_case}'; there are: {', '.join(USE_CASES)}")
         return self
@@ -73,7 +79,7 @@ class BatchSpec(BaseModel):
         """The overlap policy; raises ValueError for contradicting numbers."""
         has_k = self.k_least is not None or self.k_most is not None
         k = (self.k_least or 2, self.k_most or MAX_COMPLETIONS) if has_k else None
-        fields = {"overlap", "cohort_share", "cohort_overlap", "gold_share", "repeat_share", "seed"}
+        fields = {"overlap", "cohort_share", "cohort_overlap", "gold_share", "repeat_share", "heldout_share", "seed"}
         return batches.OverlapPolicy(k=k, **self.model_dump(include=fields))
 
 
@@ -127,6 +133,7 @@ def create_batch_from_spec(
         briefs=[brief] * spec.written,
         priority=spec.priority,
         questions=spec.questions,
+        rate=HourlyRate(amount=spec.hourly, currency=spec.currency) if spec.hourly and spec.currency else None,
         created_by=created_by,
     )
 

@@ -37,10 +37,13 @@ def rename_batch(db: Session, batch: Batch, name: str) -> None:
 
 
 def change_cohort(db: Session, batch: Batch, cohort: Cohort | None) -> None:
-    """Change who gets the tasks; held-out labelers never get training tasks (SiteError 422)."""
+    """Change who gets the tasks, of a divided batch too; held-out labelers never get training tasks (SiteError 422)."""
     if cohort == "heldout" and batch.purpose == "training":
         raise SiteError(422, "heldout_training")
     batch.cohort = cohort
+    if batch.policy.get("heldout_share") is not None:
+        batch.policy = {**batch.policy, "heldout_share": None}
+        db.execute(update(Task).where(Task.batch_id == batch.id).values(cohort=None))
     db.flush()
 
 
@@ -75,7 +78,10 @@ def change_overlap(db: Session, batch: Batch, overlap: int) -> int:
 def duplicate_batch(db: Session, batch: Batch, name: str, created_by: Person) -> Batch:
     """Copy a batch with its tasks and gold answers as a draft, without withdrawn prompts and without any work."""
     fields = ("kind", "purpose", "screening", "cohort", "priority", "policy", "intake", "baseline", "questions")
-    copy = Batch(name=name, created_by=created_by.id, **{field: getattr(batch, field) for field in fields})
+    latest_rates = [{**row, "since": 0} for row in batch.rates[-1:]]
+    copy = Batch(
+        name=name, created_by=created_by.id, rates=latest_rates, **{field: getattr(batch, field) for field in fields}
+    )
     rename_batch(db, copy, name)
     db.add(copy)
     db.flush()
@@ -83,7 +89,7 @@ def duplicate_batch(db: Session, batch: Batch, name: str, created_by: Person) ->
     statement = select(Task).outerjoin(PromptRow, PromptRow.id == Task.prompt_id)
     tasks = db.scalars(statement.where(*is_usable, PromptRow.withdrawn_at.is_(None)).order_by(Task.position)).all()
     ids = {task.id: new_id() for task in tasks}
-    columns = ("kind", "prompt_id", "brief", "overlap", "position", "gold", "repeat")
+    columns = ("kind", "prompt_id", "brief", "overlap", "position", "gold", "repeat", "cohort")
     rows = [
         {"id": ids[task.id], "batch_id": copy.id, **{column: getattr(task, column) for column in columns}}
         for task in tasks

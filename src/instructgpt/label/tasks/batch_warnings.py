@@ -41,7 +41,13 @@ def find_batch_warnings(db: Session, batch: Batch) -> list[BatchWarning]:
         warnings.append(BatchWarning("overlap", {"overlap": overlap, "people": able}))
     if batch.purpose == "training" and batch.cohort is None and people.get("heldout"):
         warnings.append(BatchWarning("heldout_excluded", {"people": people["heldout"]}))
-    if batch.purpose == "evaluation" and batch.cohort is None and people.get("heldout") and people.get("training"):
+    if policy.heldout_share is not None:
+        counts = {"heldout": round(tasks * policy.heldout_share)}
+        counts["training"] = tasks - counts["heldout"]
+        for cohort, count in counts.items():
+            if count and not people.get(cohort):
+                warnings.append(BatchWarning(f"nobody_{cohort}", {"tasks": count}))
+    elif batch.purpose == "evaluation" and batch.cohort is None and people.get("heldout") and people.get("training"):
         warnings.append(BatchWarning("cohorts_compete"))
     return warnings
 

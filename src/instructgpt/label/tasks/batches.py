@@ -21,6 +21,7 @@ from instructgpt.label.db.models.people import PURPOSES
 from instructgpt.label.tasks import ingest
 from instructgpt.label.tasks.ingest import IngestReport, TaskCandidate
 from instructgpt.label.tasks.questions import parse_questions
+from instructgpt.label.tasks.rates import HourlyRate
 from instructgpt.label.tasks.task_events import record_batch_completion
 from instructgpt.label.vocabulary import MAX_COMPLETIONS, TASK_KINDS, TaskKind
 from instructgpt.label.vocabulary import UNLIMITED_OVERLAP as UNLIMITED_OVERLAP
@@ -42,6 +43,8 @@ class OverlapPolicy(BaseModel):
     cohort_share: float = Field(0.12, ge=0, le=1)  # share of tasks for `cohort_overlap` labelers
     cohort_overlap: int = Field(3, ge=1, le=100)
     gold_share: float = Field(0.05, ge=0, le=1)  # share of gold tasks among a labeler's tasks, while new ones are left
+    heldout_share: float | None = Field(None, ge=0, le=1)
+    """Evaluation: share of tasks for held-out labelers, the others for the training cohort; None: whoever comes first."""
     repeat_share: float = Field(0.02, ge=0, le=1)  # share of tasks that the same labeler gets a second time
     repeat_gap: int = Field(20, ge=1, le=10_000)  # assignments between the two, except at the end of the batch
     k: tuple[int, int] | None = None  # rank: minimum and maximum completions of a task; None: all, up to 9
@@ -72,6 +75,7 @@ def create_batch_with_tasks(
     briefs: Sequence[Mapping[str, Any]] = (),
     priority: int = 0,
     questions: Mapping[str, Any] | None = None,
+    rate: HourlyRate | None = None,
     created_by: Person | None = None,
 ) -> Batch:
     """Create a batch with its tasks, in draft until `mark_batch_open`; `Batch.intake` counts excluded records.
@@ -88,6 +92,8 @@ def create_batch_with_tasks(
         InputError: the arguments contradict each other, or no task is left.
     """
     _check_batch_fields(db, name, kind, purpose, screening, cohort)
+    if policy.heldout_share is not None and (purpose != "evaluation" or cohort is not None or screening is not None):
+        raise InputError("heldout_share divides an evaluation batch that both cohorts work on")
     rng = Random(f"{policy.seed}:{name}")
     report = IngestReport()
     candidates = ingest.build_task_candidates(db, kind, prompts, completions, policy.k, baseline, report, rng)
@@ -106,6 +112,7 @@ def create_batch_with_tasks(
         baseline=baseline,
         questions=_check_questions(kind, questions),
         priority=priority,
+        rates=[rate.model_dump()] if rate else [],
         created_by=created_by.id if created_by else None,
     )
     db.add(batch)
@@ -158,6 +165,7 @@ def _add_tasks(
     high_overlap = set(sample_exact_share(non_gold, policy.cohort_share, rng))
     order = list(range(len(candidates)))
     rng.shuffle(order)
+    cohorts = _divide_cohorts(non_gold, policy.heldout_share, rng)
     repeatable = [index for index in order if gold[index] is None]
     repeated = set() if batch.screening else _sample_repeats(repeatable, policy.repeat_share, rng)
     creator_id = created_by.id if created_by else None
@@ -175,6 +183,7 @@ def _add_tasks(
             overlap=UNLIMITED_OVERLAP if batch.screening or answer is not None else overlap,
             position=position,
             gold=answer is not None,
+            cohort=cohorts.get(index),
             repeat=index in repeated,
         )
         tasks.append(task)
@@ -193,6 +202,14 @@ def _add_tasks(
 def sample_exact_share(indices: Sequence[int], share: float, rng: Random) -> list[int]:
     """Sample exactly `share` of the indices, rounded half up."""
     return rng.sample(indices, int(len(indices) * share + 0.5))
+
+
+def _divide_cohorts(indices: Sequence[int], heldout_share: float | None, rng: Random) -> dict[int, Cohort]:
+    """Assign exactly the share of the tasks to held-out labelers, the others to the training cohort."""
+    if heldout_share is None:
+        return {}
+    heldout = set(sample_exact_share(indices, heldout_share, rng))
+    return {index: "heldout" if index in heldout else "training" for index in indices}
 
 
 def _sample_repeats(order: Sequence[int], share: float, rng: Random) -> set[int]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from zlib import crc32
 
-from sqlalchemy import BindParameter, ColumnElement, Select, String, and_, bindparam, exists, func, select
+from sqlalchemy import BindParameter, ColumnElement, Select, String, and_, bindparam, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from instructgpt.label.db.models import (
@@ -27,6 +27,7 @@ from instructgpt.label.vocabulary import TaskKind
 
 _PERSON_PARAM: BindParameter[str] = bindparam("person", type_=String())
 _BATCH_PARAM: BindParameter[str] = bindparam("batch", type_=String())
+_COHORT_PARAM: BindParameter[str | None] = bindparam("cohort", type_=String())
 _IdOrParam = str | BindParameter[str]
 
 _TaskChoice = tuple[Task, Assignment | None]
@@ -72,6 +73,11 @@ def _has_capacity() -> ColumnElement[bool]:
     return and_(Task.state == "open", Task.n_open + Task.n_done < Task.overlap)
 
 
+def _for_cohort(cohort: str | BindParameter[str | None] | None) -> ColumnElement[bool]:
+    """Condition on tasks that are for everybody, or for this cohort."""
+    return or_(Task.cohort.is_(None), Task.cohort == cohort)
+
+
 def _non_sensitive(sees_sensitive: bool) -> list[ColumnElement[bool]]:
     """Conditions on tasks for a person's choice about sensitive content."""
     return [] if sees_sensitive else [~exists().where(PromptRow.id == Task.prompt_id, PromptRow.sensitive)]
@@ -96,29 +102,36 @@ def _eligible(person: _IdOrParam, sees_sensitive: bool) -> list[ColumnElement[bo
 
 def is_eligible(db: Session, person: Person, task: Task) -> bool:
     """Return whether a person has not had a task and may get it, apart from its batch and its free places."""
-    statement = select(Task.id).where(Task.id == task.id, *_eligible(person.id, person.sees_sensitive))
+    conditions = _eligible(person.id, person.sees_sensitive)
+    statement = select(Task.id).where(Task.id == task.id, _for_cohort(person.cohort), *conditions)
     return db.scalar(statement) is not None
 
 
 def pending_task_statement(person: Person, batch: Batch, gold: bool) -> Select[Task]:
     """Select the first task of a batch that a person has not had."""
-    return _build_pending_statement(person.id, batch.id, gold, person.sees_sensitive)
+    return _build_pending_statement(person.id, batch.id, person.cohort, gold, person.sees_sensitive)
 
 
 def pending_task_ids_statement(person: Person, batches: Sequence[str], limit: int) -> Select[str]:
     """Select up to `limit` ids of tasks that a person has not had."""
-    statement = select(Task.id).where(Task.batch_id.in_(batches), _has_capacity())
+    statement = select(Task.id).where(Task.batch_id.in_(batches), _has_capacity(), _for_cohort(person.cohort))
     return statement.where(*_eligible(person.id, person.sees_sensitive)).limit(limit)
 
 
-def _build_pending_statement(person: _IdOrParam, batch: _IdOrParam, gold: bool, sees_sensitive: bool) -> Select[Task]:
-    statement = select(Task).where(Task.batch_id == batch, Task.gold == gold, _has_capacity())
+def _build_pending_statement(
+    person: _IdOrParam,
+    batch: _IdOrParam,
+    cohort: str | BindParameter[str | None] | None,
+    gold: bool,
+    sees_sensitive: bool,
+) -> Select[Task]:
+    statement = select(Task).where(Task.batch_id == batch, Task.gold == gold, _has_capacity(), _for_cohort(cohort))
     return statement.where(*_eligible(person, sees_sensitive)).order_by(Task.position).limit(1)
 
 
 @cache  # building a statement takes longer than running it
 def _cached_pending_statement(gold: bool, sees_sensitive: bool) -> Select[Task]:
-    return _build_pending_statement(_PERSON_PARAM, _BATCH_PARAM, gold, sees_sensitive)
+    return _build_pending_statement(_PERSON_PARAM, _BATCH_PARAM, _COHORT_PARAM, gold, sees_sensitive)
 
 
 _EXPIRED_TASKS_STATEMENT = (
@@ -132,10 +145,10 @@ _EXPIRED_TASKS_STATEMENT = (
 
 def _next_new_task(db: Session, person: Person, batch: Batch, gold: bool) -> Task | None:
     statement = _cached_pending_statement(gold, person.sees_sensitive)
-    return _lock_first_task(db, statement, {"person": person.id, "batch": batch.id})
+    return _lock_first_task(db, statement, {"person": person.id, "batch": batch.id, "cohort": person.cohort})
 
 
-def _lock_first_task(db: Session, statement: Select[Task], parameters: Mapping[str, str]) -> Task | None:
+def _lock_first_task(db: Session, statement: Select[Task], parameters: Mapping[str, str | None]) -> Task | None:
     # Skip rows that other claims hold right now. If only such rows are left, wait for one: it may still have a place.
     refreshed = statement.execution_options(populate_existing=True)
     task = db.scalar(refreshed.with_for_update(of=Task, key_share=True, skip_locked=True), parameters)

@@ -8,7 +8,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from instructgpt.label.db.models.base import Base, choices_constraint, current_time_ms, new_id
-from instructgpt.label.vocabulary import TASK_KINDS, TaskKind
+from instructgpt.label.vocabulary import MAX_RATING_POINTS, TASK_KINDS, TaskKind
 
 _ASSIGNMENT_STATES = ("open", "submitted", "skipped", "expired", "returned")
 """`expired`: the lease ran out; a late submission is still stored. `returned`: a researcher asks for a new version."""
@@ -115,7 +115,7 @@ class Rating(Base):
     """One completion's rating and labels. `labels` leaves unanswered labels out; None is not applicable."""
 
     __tablename__ = "rating"
-    __table_args__ = (CheckConstraint("rating BETWEEN 1 AND 7", name="rating"),)
+    __table_args__ = (CheckConstraint(f"rating BETWEEN 1 AND {MAX_RATING_POINTS}", name="rating"),)
     submission_id: Mapped[str] = mapped_column(ForeignKey("submission.id"), primary_key=True)
     completion_id: Mapped[str] = mapped_column(ForeignKey("completion.id"), primary_key=True, index=True)
     rating: Mapped[int | None]

@@ -93,6 +93,10 @@ class Batch(Base):
     unblinded_at: Mapped[int | None]
     """Evaluation: when a researcher revealed the model names early; the audit log has the reason."""
     questions: Mapped[dict[str, Any] | None]  # rank: document of `questions.parse_questions`; None: the paper's
+    rates: Mapped[list[Any]] = mapped_column(
+        type_=Base.type_annotation_map[list[str]], default=list, server_default="[]"
+    )
+    """`rates.HourlyRate` as JSON, oldest first."""
 
 
 class Task(Base):
@@ -120,6 +124,7 @@ class Task(Base):
     position: Mapped[int] = mapped_column(default=0)  # random order within the batch, by the policy's seed
     gold: Mapped[bool] = mapped_column(default=False)
     """Its answer is known (`GoldAnswer`). Every labeler gets it once, at the rate of the policy's `gold_share`."""
+    cohort: Mapped[Cohort | None]  # None: open to the batch's cohorts
     repeat: Mapped[bool] = mapped_column(default=False)
     """Assigned a second time to the same labeler, unannounced, to measure the ceiling of agreement."""
 

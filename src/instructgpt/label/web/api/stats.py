@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 
 from instructgpt.label.analysis import results
@@ -74,10 +74,17 @@ def _to_estimate_out(estimate: Any) -> EstimateOut:
 
 
 @router.get("/win-rates/{key}")
-def get_win_rates(request: Request, _: ReadScope, key: RowId) -> list[dict[str, Any]]:
-    """Return the rows of results.json of an evaluation batch that is no longer blind."""
+def get_win_rates(
+    request: Request,
+    _: ReadScope,
+    key: RowId,
+    others: Annotated[
+        list[str] | None, Query(max_length=19, description="ids of further batches, evaluated together with it")
+    ] = None,
+) -> list[dict[str, Any]]:
+    """Return the rows of results.json of an evaluation batch that is no longer blind, or of several together."""
     with translate_errors(), get_site(request).database.read() as db:
-        batch = or_404(db.get(Batch, key))
-        if results.is_blind(batch):
+        pooled = [or_404(db.get(Batch, name)) for name in sorted({key, *(others or ())})]
+        if any(results.is_blind(batch) for batch in pooled):
             raise SiteError(409, "still_blind")
-        return results.to_result_rows(results.compute_results(db, batch))
+        return results.to_result_rows(results.compute_results(db, pooled))

@@ -9,9 +9,10 @@ from sqlalchemy.orm import Session
 
 from instructgpt.label.auth.dependencies import TeamUser, get_site
 from instructgpt.label.db import audit_log
-from instructgpt.label.db.models import Batch
+from instructgpt.label.db.models import Batch, current_time_ms
 from instructgpt.label.db.staging import write_in_portions
 from instructgpt.label.tasks import batch_settings
+from instructgpt.label.tasks.rates import parse_rate, set_rate
 from instructgpt.label.web.pages.owner.batches import get_batch_or_404
 from instructgpt.label.web.rendering import redirect
 from instructgpt.records import Cohort
@@ -43,6 +44,23 @@ def change_batch_settings(
         after = {"overlap": batch.policy.get("overlap"), "cohort": cohort}
         detail = {"before": before, "after": after, "tasks": tasks}
         audit_log.append_entry(db, principal.user.id, "batch.settings", batch.id, **detail)
+    return redirect(f"/batches/{batch_id}")
+
+
+@router.post("/batches/{batch_id}/rate")
+def change_hourly_rate(
+    request: Request,
+    principal: TeamUser,
+    batch_id: str,
+    hourly: Annotated[str, Form(max_length=40)],
+    currency: Annotated[str, Form(max_length=10)],
+) -> Response:
+    """Set what work costs from now on; work that was done before keeps its cost."""
+    with get_site(request).database.write() as db:
+        batch = get_batch_or_404(db, batch_id)
+        rate = parse_rate(hourly, currency, current_time_ms() if batch.rates else 0)
+        if set_rate(db, batch, rate):
+            audit_log.append_entry(db, principal.user.id, "batch.rate", batch.id, **rate.model_dump())
     return redirect(f"/batches/{batch_id}")
 
 

@@ -39,9 +39,9 @@ from instructgpt.label.tasks import batch_requests, batches
 from instructgpt.label.tasks.batch_requests import BATCH_INPUT_FILES, BatchSpec
 from instructgpt.label.tasks.batch_warnings import BatchWarning, find_batch_warnings
 from instructgpt.label.tasks.questions import ANSWER_POLICIES, batch_questions, load_questions_yaml
+from instructgpt.label.tasks.rates import get_current_rate, list_rates, sum_spent
 from instructgpt.label.tasks.task_view import newest_turn
 from instructgpt.label.vocabulary import MAX_COMPLETIONS
-from instructgpt.label.web.pages.owner.overview import parse_positive
 from instructgpt.label.web.rendering import redirect, render_page
 from instructgpt.records import LABELS, USE_CASES, format_validation_error
 
@@ -55,7 +55,7 @@ labels:
   source_exists: {text: {en: The source exists}, when: {cites_source: yes}}
 """
 _COMPLETIONS_EXAMPLE = '{"prompt": "Why is the sky blue?", "completion": "Air scatters blue light.", "model": "sft"}'
-_PERCENT_FIELDS = ("cohort_share", "gold_share", "repeat_share")
+_PERCENT_FIELDS = ("cohort_share", "gold_share", "repeat_share", "heldout_share")
 """Shares that the form has in percent."""
 
 
@@ -104,18 +104,22 @@ def show_batch_form(request: Request, _: TeamUser) -> Response:
         for name, info in BatchSpec.model_fields.items()
         if info.default is not None and not info.is_required()
     }
-    defaults |= {name: f"{100 * float(defaults[name]):g}" for name in _PERCENT_FIELDS}
+    defaults |= {name: f"{100 * float(defaults[name]):g}" for name in _PERCENT_FIELDS if name in defaults}
+    with get_site(request).database.read() as db:
+        newest = db.scalars(select(Batch).order_by(Batch.created_at.desc()).limit(1)).first()
+        if newest is not None and (rate := get_current_rate(newest)) is not None:
+            defaults |= {"hourly": f"{rate.amount:g}", "currency": rate.currency}
     return _render_batch_form(request, _BatchFormInput(defaults, {}))
 
 
 @router.post("/batches/preview")
 def preview_batch(request: Request, principal: TeamUser, form: _BatchForm) -> Response:
     """Create the batch, count its work, and roll everything back."""
-    site, hourly_rate = get_site(request), parse_positive(form.fields.get("hourly", ""))
+    site = get_site(request)
 
     def create(db: Session) -> tuple[Any, dict[str, Any], forecast.Workload, list[BatchWarning]]:
         batch = _create_batch(db, site.settings.folder, form, principal.user)
-        workload = forecast.estimate_batch_workload(db, batch, hourly_rate)
+        workload = forecast.estimate_batch_workload(db, batch)
         return _count_tasks_by_size(db, batch), batch.intake, workload, find_batch_warnings(db, batch)
 
     try:
@@ -151,6 +155,9 @@ def _create_batch(db: Session, folder: Path, form: _BatchFormInput, creator: Per
         raise InputError(form.error)
     fields = {name: value for name, value in form.fields.items() if value.strip()}
     values: dict[str, Any] = {name: fields[name] for name in BatchSpec.model_fields if name in fields}
+    if "hourly" in values or "currency" in values:
+        values["hourly"] = values.get("hourly", "").replace(",", ".") or None
+        values["currency"] = values.get("currency", "").strip().upper() or None
     for name in _PERCENT_FIELDS:
         if name in values:
             try:
@@ -243,10 +250,8 @@ def get_batch_or_404(db: Session, batch_id: str) -> Batch:
 
 
 @router.get("/batches/{batch_id}")
-def show_batch(
-    request: Request, _: TeamUser, batch_id: str, after: int = -1, only: str = "", hourly: str = ""
-) -> Response:
-    """`after`, `only`: tasks behind a position, of a state. `hourly`: the price of an hour of work."""
+def show_batch(request: Request, _: TeamUser, batch_id: str, after: int = -1, only: str = "") -> Response:
+    """`after`, `only`: tasks behind a position, of a state."""
     with get_site(request).database.read() as db:
         batch = get_batch_or_404(db, batch_id)
         tasks = _list_task_items(db, batch, after, only)
@@ -255,7 +260,10 @@ def show_batch(
             "owner/batch.html",
             batch=batch,
             row=next(row for row in forecast.list_batch_statuses(db) if row.batch_id == batch_id),
-            workload=forecast.estimate_batch_workload(db, batch, parse_positive(hourly)),
+            workload=forecast.estimate_batch_workload(db, batch),
+            rate=get_current_rate(batch),
+            rates=list_rates(batch),
+            spent=sum_spent(db, [batch]).get(batch_id, {}),
             sizes=_count_tasks_by_size(db, batch),
             tasks=tasks[:_TASKS_PER_PAGE],
             next_after=tasks[_TASKS_PER_PAGE - 1].position if len(tasks) > _TASKS_PER_PAGE else None,
@@ -264,7 +272,6 @@ def show_batch(
             skips=_skips_in_review(db, batch),
             open_messages=_open_thread_messages(db, batch),
             is_blind=is_blind(batch),
-            hourly=hourly,
             intake={name: count for name, count in batch.intake.items() if count},
             questions=batch_questions(batch) if batch.kind == "rank" else None,
             warnings=find_batch_warnings(db, batch) if batch.state != "closed" else (),

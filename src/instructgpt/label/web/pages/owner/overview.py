@@ -18,6 +18,7 @@ from instructgpt.label.analysis.forecast import (
 from instructgpt.label.auth.dependencies import TeamUser, get_site
 from instructgpt.label.db.models import Instructions, Invite, Person, Submission, current_time_ms
 from instructgpt.label.db.models.base import DAY_MS
+from instructgpt.label.tasks.rates import add_costs
 from instructgpt.label.vocabulary import TASK_KINDS, TaskKind
 from instructgpt.label.web import charts
 from instructgpt.label.web.rendering import render_page
@@ -25,16 +26,15 @@ from instructgpt.label.web.rendering import render_page
 router = APIRouter()
 
 
-_KindForecast = tuple[int, Forecast, tuple[float | None, ...], float, float | None]
-"""Assignments left, the forecast, its dates (expected, low, high; ms), hours left, cost left."""
+_KindForecast = tuple[int, Forecast, tuple[float | None, ...], float, dict[str, float]]
+"""Assignments left, the forecast, its dates (expected, low, high; ms), hours left, cost left by currency."""
 _MAX_FORECAST_DAYS = 36_500
 _CSV_DAYS = 90
 
 
 @router.get("/overview")
-def show_overview(request: Request, principal: TeamUser, hourly: str = "") -> Response:
-    """`hourly`: the price of an hour of work, in any currency."""
-    now_ms, hourly_rate = current_time_ms(), parse_positive(hourly)
+def show_overview(request: Request, principal: TeamUser) -> Response:
+    now_ms = current_time_ms()
     with get_site(request).database.read() as db:
         batches, days = forecast.list_batch_statuses(db), forecast.count_daily_submissions(db, now_ms)
         speeds = forecast.compute_speeds(db)
@@ -45,9 +45,8 @@ def show_overview(request: Request, principal: TeamUser, hourly: str = "") -> Re
         "owner/overview.html",
         rows=batches,
         days=days,
-        by_kind={kind: _forecast_kind(kind, batches, days, speeds[kind], hourly_rate, now_ms) for kind in kinds},
+        by_kind={kind: _forecast_kind(kind, batches, days, speeds[kind], now_ms) for kind in kinds},
         speeds=speeds,
-        hourly=hourly,
         min_samples=forecast.MIN_SPEED_SAMPLES,
         window=FORECAST_WINDOW_DAYS,
         steps=[] if all(is_done for _, _, is_done in steps) else steps,
@@ -96,25 +95,20 @@ def _forecast_kind(
     batches: list[BatchStatus],
     days: list[DayActivity],
     speed: Speed,
-    hourly_rate: float | None,
     now_ms: int,
 ) -> _KindForecast:
     open_batches = [batch for batch in batches if batch.kind == kind and batch.state == "open"]
     remaining = sum(batch.remaining for batch in open_batches)
     result = forecast.forecast_completion(remaining, [float(day.submissions.get(kind, 0)) for day in days])
     units = sum(batch.remaining_units for batch in open_batches)
-    workload = forecast.compute_workload(0, remaining, units, speed, hourly_rate)
+    hours = units * speed.seconds / 3600
+    costs = add_costs(
+        {batch.rate.currency: batch.remaining_units * speed.seconds / 3600 * batch.rate.amount}
+        for batch in open_batches
+        if batch.rate is not None
+    )
     dates = tuple(
         None if count is None or count > _MAX_FORECAST_DAYS else now_ms + count * DAY_MS
         for count in (result.days, result.low, result.high)
     )
-    return remaining, result, dates, workload.hours, workload.cost
-
-
-def parse_positive(text: str) -> float | None:
-    """Parse a number between 0 and a million, with a decimal comma or point; None for anything else."""
-    try:
-        value = float(text.strip().replace(",", "."))
-    except ValueError:
-        return None
-    return value if 0 < value < 1e6 else None
+    return remaining, result, dates, hours, costs

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Form, Query, Request, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -21,6 +22,7 @@ from instructgpt.label.web.rendering import redirect, render_page
 from instructgpt.records import LABELS
 
 router = APIRouter()
+_MAX_POOLED = 20
 
 
 @router.get("/results")
@@ -32,6 +34,40 @@ def show_results(request: Request, _: TeamUser) -> Response:
     return render_page(request, "owner/results.html", rows=rows)
 
 
+@router.get("/results/pooled")
+def show_pooled_result(
+    request: Request, _: TeamUser, batch: Annotated[list[str] | None, Query()] = None, baseline: str = ""
+) -> Response:
+    """Show several batches as one evaluation: the cohorts of the paper's Figure 3 may be batches of their own."""
+    with get_site(request).database.read() as db:
+        batches = _get_pool(db, batch or [])
+        report = _compute_results(db, batches, baseline)
+        own_questions = {name: each for row in batches for name, each in load_own_questions(db, row.id).items()}
+        warnings = results.find_pool_warnings(db, batches)
+    labels = tuple(dict.fromkeys((*LABELS, *own_questions)))
+    context: dict[str, Any] = {"batch": batches[0], "pool": batches, "warnings": warnings}
+    return render_page(request, "owner/result.html", results=report, labels=labels, own=own_questions, **context)
+
+
+@router.get("/results/pooled/results.json")
+def download_pooled_results(
+    request: Request, _: TeamUser, batch: Annotated[list[str] | None, Query()] = None, baseline: str = ""
+) -> Response:
+    with get_site(request).database.read() as db:
+        rows = results.to_result_rows(_compute_results(db, _get_pool(db, batch or []), baseline))
+    return _results_json(rows)
+
+
+def _get_pool(db: Session, batch_ids: Sequence[str]) -> list[Batch]:
+    """Return the batches of a pool, oldest first. Raises SiteError for fewer than two, or hidden names (409)."""
+    batches = sorted((_get_evaluation_batch(db, name) for name in set(batch_ids)), key=lambda row: row.id)
+    if not 2 <= len(batches) <= _MAX_POOLED:
+        raise SiteError(422, "bad_pool", most=_MAX_POOLED)
+    if any(results.is_blind(row) for row in batches):
+        raise SiteError(409, "names_hidden")
+    return batches
+
+
 @router.get("/results/{batch_id}")
 def show_result(request: Request, _: TeamUser, batch_id: str, baseline: str = "") -> Response:
     with get_site(request).database.read() as db:
@@ -39,10 +75,11 @@ def show_result(request: Request, _: TeamUser, batch_id: str, baseline: str = ""
         if results.is_blind(batch):
             precision = results.compute_precision(db, batch)
             return render_page(request, "owner/result_blind.html", batch=batch, precision=precision)
-        report = _compute_results(db, batch, baseline)
+        report = _compute_results(db, [batch], baseline)
         own_questions = load_own_questions(db, batch.id)
     labels = tuple(dict.fromkeys((*LABELS, *own_questions)))
-    return render_page(request, "owner/result.html", batch=batch, results=report, labels=labels, own=own_questions)
+    context: dict[str, Any] = {"batch": batch, "pool": [], "warnings": []}
+    return render_page(request, "owner/result.html", results=report, labels=labels, own=own_questions, **context)
 
 
 @router.get("/results/{batch_id}/results.json")
@@ -51,7 +88,11 @@ def download_results_json(request: Request, _: TeamUser, batch_id: str, baseline
         batch = _get_evaluation_batch(db, batch_id)
         if results.is_blind(batch):
             raise SiteError(409, "names_hidden")
-        rows = results.to_result_rows(_compute_results(db, batch, baseline))
+        rows = results.to_result_rows(_compute_results(db, [batch], baseline))
+    return _results_json(rows)
+
+
+def _results_json(rows: Sequence[Mapping[str, object]]) -> Response:
     content = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows) + "\n]\n"
     headers = {"Content-Disposition": 'attachment; filename="results.json"'}
     return Response(content, media_type="application/json", headers=headers)
@@ -82,8 +123,8 @@ def _get_evaluation_batch(db: Session, batch_id: str) -> Batch:
     return batch
 
 
-def _compute_results(db: Session, batch: Batch, baseline: str) -> results.EvaluationResults:
+def _compute_results(db: Session, batches: Sequence[Batch], baseline: str) -> results.EvaluationResults:
     try:
-        return results.compute_results(db, batch, baseline or None)
+        return results.compute_results(db, batches, baseline or None)
     except InputError as error:
         raise SiteError(404, "no_such_baseline") from error
