@@ -276,6 +276,15 @@ class Completion(PromptFields):
     score: float | None = None
 
 
+RATING_POINTS = 7
+"""Of the paper's scale of overall quality."""
+
+
+def rescale_rating(rating: float, points: int) -> float:
+    """Map a rating from 1 to `points` onto the paper's scale, the ends onto the ends."""
+    return 1 + (RATING_POINTS - 1) * (rating - 1) / (points - 1)
+
+
 class Ranking(PromptFields):
     """K completions of one prompt, ranked by a labeler: rank 1 is best, equal ranks tie."""
 
@@ -287,7 +296,15 @@ class Ranking(PromptFields):
     models: tuple[str, ...] | None = None
     finish: tuple[Literal["stop", "length"], ...] | None = None
     ratings: tuple[_StrictInteger, ...] | None = None
+    rating_points: int | None = Field(None, ge=2, le=100)  # of the scale of `ratings`; None: the paper's 7
     labels: tuple[dict[str, bool | None], ...] | None = None
+
+    @property
+    def scaled_ratings(self) -> tuple[float, ...] | None:
+        """The ratings on the paper's scale from 1 to 7."""
+        if self.ratings is None or self.rating_points in (None, RATING_POINTS):
+            return self.ratings
+        return tuple(rescale_rating(rating, self.rating_points) for rating in self.ratings)
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:
@@ -302,8 +319,10 @@ class Ranking(PromptFields):
             column = getattr(self, name)
             if column is not None and len(column) != k:
                 raise ValueError(f"{k} completions but {len(column)} {name}")
-        if self.ratings is not None and not all(1 <= rating <= 7 for rating in self.ratings):
-            raise ValueError(f"ratings go from 1 to 7, found {list(self.ratings)}")
+        points = self.rating_points or RATING_POINTS
+        if self.ratings is not None and not all(1 <= rating <= points for rating in self.ratings):
+            hint = "" if self.rating_points else " ('rating_points' sets another scale)"
+            raise ValueError(f"ratings go from 1 to {points}{hint}, found {list(self.ratings)}")
         return self
 
     def pairs(self) -> list[tuple[int, int]]:

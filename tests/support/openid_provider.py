@@ -63,6 +63,8 @@ class Provider:
             return 200, {}, json.dumps(content).encode()
         if path == "/keys":
             return 200, {}, json.dumps({"keys": [self.key.as_dict(private=False)]}).encode()
+        if path == "/authorize":
+            return 303, {"Location": self.authorize(f"{self.issuer}{request.path}")}, b""
         if path == "/token":
             return self._exchange(request)
         return 404, {}, b"{}"

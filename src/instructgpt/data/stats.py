@@ -192,7 +192,7 @@ def _ranking_tables(rankings: Sequence[Ranking]) -> list[StatsTable]:
         StatsTable("rankings", ("what", "value"), tuple(summary_rows)),
         StatsTable("completions of a ranking (K)", ("K", "rankings"), tuple(size_counts)),
     ]
-    ratings = [rating for ranking in rankings for rating in ranking.ratings or ()]
+    ratings = [rating for ranking in rankings for rating in ranking.scaled_ratings or ()]
     if ratings:
         tables.append(StatsTable("ratings, 1 to 7", _DESCRIBE_COLUMNS, (describe(ratings),)))
     label_counts = Counter(

@@ -48,15 +48,15 @@ def select_sample_groups(
 def _model_samples(rankings: Sequence[Ranking]) -> tuple[ReportSample, ...]:
     """Return each model's completion with its mean rating, or mean rank without ratings, in the paper's order."""
     texts: dict[str, str] = {}
-    ratings: dict[str, list[int]] = {}
+    ratings: dict[str, list[float]] = {}
     ranks: dict[str, list[int]] = {}
     for ranking in rankings:
         for index, model in enumerate(ranking.models or ()):
             texts.setdefault(model, ranking.completions[index])
             if ranking.completions[index] == texts[model]:
                 ranks.setdefault(model, []).append(ranking.ranks[index])
-                if ranking.ratings is not None:
-                    ratings.setdefault(model, []).append(ranking.ratings[index])
+                if ranking.scaled_ratings is not None:
+                    ratings.setdefault(model, []).append(ranking.scaled_ratings[index])
 
     def format_note(model: str) -> str:
         ranks_or_ratings = ratings.get(model) or ranks[model]

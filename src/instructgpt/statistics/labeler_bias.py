@@ -30,7 +30,7 @@ class PresentedRanking:
     labeler: Hashable
     ranks: Sequence[float]
     """In presented order; 1 is best, equal ranks tie."""
-    ratings: Sequence[int] | None = None
+    ratings: Sequence[float] | None = None
     seconds: float | None = None
     """Active time."""
 

@@ -117,7 +117,7 @@ def test_labels_of_a_program_that_knows_only_table_3_answer_the_constraint():
         ("labels: {cites: {text: {en: x}, when: {later: yes}}}", "there is no question 'later' before it"),
         ("labels: {cites: {text: {en: x}, when: {opinion: yes}}, opinion: off}", "the question 'opinion' is off"),
         ("labels: {Bad-Name: {text: {en: x}}}", "Bad-Name"),
-        ("rating: {points: 11}", "points"),
+        ("rating: {points: 21}", "points"),
         ("labels: {cites: {text: {en: x}, colour: red}}", "colour"),
         ("labels: {cites: 3}", "labels.cites"),
     ],

@@ -22,7 +22,7 @@ _PREFERENCE = "preference"
 def measure(
     rankings: Sequence[Ranking], baseline: str = "sft", use_cases: Mapping[str, str] | None = None, judge: str = ""
 ) -> list[ResultRow]:
-    """Return win rates against the baseline and mean ratings (1 to 7), by cohort, and by cohort and use case.
+    """Return win rates against the baseline and mean ratings (on a scale from 1 to 7), by cohort, and by cohort and use case.
 
     Ties and identical texts count one half; intervals are clustered by prompt and labeler. The baseline's own rate is
     one half.
@@ -130,5 +130,7 @@ def _character_counts(ranking: Ranking) -> list[int]:
 
 
 def _rating_observations(ranking: Ranking) -> Iterator[Observation]:
-    for model, rating in zip(require_ranking_models(ranking), ranking.ratings or (), strict=bool(ranking.ratings)):
+    for model, rating in zip(
+        require_ranking_models(ranking), ranking.scaled_ratings or (), strict=bool(ranking.ratings)
+    ):
         yield Observation(model, float(rating), ranking_clusters(ranking))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 
@@ -19,8 +19,8 @@ from instructgpt.label.db.models.people import Person
 from instructgpt.label.db.models.quality import GoldAnswer
 from instructgpt.label.db.models.submissions import RankingRow
 from instructgpt.label.db.models.tasks import Batch, Task
-from instructgpt.label.tasks.questions import OpenQuestionCounter, parse_questions
-from instructgpt.records import LABELS
+from instructgpt.label.tasks.questions import OpenQuestionCounter, QuestionSet, parse_questions
+from instructgpt.records import LABELS, RATING_POINTS, rescale_rating
 
 if TYPE_CHECKING:
     from instructgpt.statistics.agreement import Agreement, AgreementMatrix, Concordance, LabelerAgreement
@@ -59,7 +59,7 @@ class LabelerProfile:
     pasted: float | None
     """Mean share of pasted text; shown to researchers, never used automatically."""
     ratings: tuple[int, ...]
-    """Counts of the ratings 1 to 7."""
+    """Counts of the ratings from 1 to the report's `rating_points`."""
     mean_rating: float | None
     unrated: int
     """Completions without the rating that their batch asks for."""
@@ -110,6 +110,9 @@ class QualityReport:
     position: PositionBias
     labelers: Sequence[LabelerProfile]
     matrix: AgreementMatrix
+    rating_points: int = RATING_POINTS
+    """Of the scale of all ratings; batches with different scales are rescaled to the paper's."""
+    has_mixed_scales: bool = False
     disagreements: Sequence[TaskDisagreement] = field(default_factory=tuple)
 
 
@@ -125,7 +128,9 @@ def compute_quality(db: Session, batch: str | None = None) -> QualityReport:
     by_task = _key_by_task(rankings)
     gold_agreement = agreement.gold_agreement(by_task, golds)
     repeat_agreement = agreement.intra_labeler_agreement(by_task)
-    open_questions = _count_open_questions(db, rankings, ratings)
+    questions = load_question_sets(db)
+    open_questions = _count_open_questions(db, questions, rankings, ratings)
+    ratings, rating_points, has_mixed_scales = put_on_one_scale(questions, rankings, ratings)
     by_cohort = {cohort: [row for row in rankings if row.cohort == cohort] for cohort in _COHORT_GROUPS}
     by_labeler = {row.labeler: row for row in agreement.agreement_by_labeler(cells)}
     return QualityReport(
@@ -140,9 +145,18 @@ def compute_quality(db: Session, batch: str | None = None) -> QualityReport:
         repeats=repeat_agreement.get(None),
         position=labeler_bias.measure_position_bias(row.ranks for row in rankings),
         labelers=_labeler_profiles(
-            rankings, ratings, names_by_person, by_labeler, gold_agreement, repeat_agreement, open_questions
+            rankings,
+            ratings,
+            rating_points,
+            names_by_person,
+            by_labeler,
+            gold_agreement,
+            repeat_agreement,
+            open_questions,
         ),
         matrix=agreement.agreement_matrix(cells),
+        rating_points=rating_points,
+        has_mixed_scales=has_mixed_scales,
         disagreements=_find_disagreements(by_task),
     )
 
@@ -217,12 +231,37 @@ def _category_agreements(rankings: Sequence[StoredRanking], ratings: Sequence[St
     return results
 
 
-def _count_open_questions(
-    db: Session, rankings: Sequence[StoredRanking], ratings: Sequence[StoredRating]
-) -> Counter[tuple[str, bool]]:
-    """Count the open questions by (labeler, whether it is the rating). Two statements."""
+def load_question_sets(db: Session) -> dict[str, QuestionSet]:
+    """Return the questions of every batch of rankings. One statement."""
     documents = db.execute(select(Batch.id, Batch.questions).where(Batch.kind == "rank"))
-    questions = {batch: parse_questions(document) for batch, document in documents}
+    return {batch: parse_questions(document) for batch, document in documents}
+
+
+def put_on_one_scale(
+    questions: Mapping[str, QuestionSet], rankings: Sequence[StoredRanking], ratings: list[StoredRating]
+) -> tuple[list[StoredRating], int, bool]:
+    """Return the ratings, the points of their scale, and whether they were rescaled to the paper's from several."""
+    batch_by_submission = {row.submission: row.batch for row in rankings}
+    points_by_batch = {batch: questions[batch].rating.points for batch in set(batch_by_submission.values())}
+    scales = set(points_by_batch.values())
+    if len(scales) < 2:
+        return ratings, scales.pop() if scales else RATING_POINTS, False
+    rescaled = []
+    for row in ratings:
+        batch = batch_by_submission.get(row.submission)
+        if row.rating is not None and batch is not None:
+            row = replace(row, rating=rescale_rating(row.rating, points_by_batch[batch]))
+        rescaled.append(row)
+    return rescaled, RATING_POINTS, True
+
+
+def _count_open_questions(
+    db: Session,
+    questions: Mapping[str, QuestionSet],
+    rankings: Sequence[StoredRanking],
+    ratings: Sequence[StoredRating],
+) -> Counter[tuple[str, bool]]:
+    """Count the open questions by (labeler, whether it is the rating). One statement."""
     statement = select(RankingRow.submission_id, RankingRow.answers).where(RankingRow.answers.is_not(None))
     answers = {submission: row or {} for submission, row in db.execute(statement)}
     ratings_by_submission: dict[str, dict[str, StoredRating]] = {}
@@ -241,6 +280,7 @@ def _count_open_questions(
 def _labeler_profiles(
     rankings: Sequence[StoredRanking],
     ratings: Sequence[StoredRating],
+    rating_points: int,
     names_by_person: Mapping[str, Sequence[str]],
     agreement: Mapping[Hashable, LabelerAgreement],
     gold: Mapping[Hashable, Agreement],
@@ -251,7 +291,7 @@ def _labeler_profiles(
     from instructgpt.statistics import labeler_bias
 
     rankings_by_labeler: dict[str, list[StoredRanking]] = {}
-    ratings_by_submission: dict[str, list[int]] = {}
+    ratings_by_submission: dict[str, list[float]] = {}
     for rating in ratings:
         if rating.rating is not None:
             ratings_by_submission.setdefault(rating.submission, []).append(rating.rating)
@@ -263,8 +303,9 @@ def _labeler_profiles(
     reports = {report.labeler: report for report in labeler_bias.labeler_reports(presented_rankings)}
     profiles = []
     for labeler, rows in rankings_by_labeler.items():
-        rating_counts = Counter(value for row in rows for value in ratings_by_submission.get(row.submission, ()))
-        counts = [rating_counts[value] for value in range(1, 8)]
+        values = [value for row in rows for value in ratings_by_submission.get(row.submission, ())]
+        rating_counts = Counter(int(value + 0.5) for value in values)
+        counts = [rating_counts[value] for value in range(1, rating_points + 1)]
         pasted = [row.pasted for row in rows if row.pasted is not None]
         seconds = [row.active_ms / 1000 / len(row.ranks) for row in rows if row.active_ms]
         profiles.append(
@@ -278,7 +319,7 @@ def _labeler_profiles(
                 hours=sum(row.active_ms for row in rows) / 3_600_000,
                 pasted=fmean(pasted) if pasted else None,
                 ratings=tuple(counts),
-                mean_rating=sum(n * count for n, count in enumerate(counts, 1)) / sum(counts) if any(counts) else None,
+                mean_rating=fmean(values) if values else None,
                 unrated=open_questions.get((labeler, True), 0),
                 unanswered=open_questions.get((labeler, False), 0),
                 report=reports[labeler],

@@ -50,7 +50,7 @@ class StoredRanking:
 class StoredRating:
     submission: str
     completion: str
-    rating: int | None
+    rating: float | None
     labels: Mapping[str, bool | None]
 
 

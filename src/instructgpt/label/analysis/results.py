@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from instructgpt.label.analysis.quality import load_question_sets, put_on_one_scale
 from instructgpt.label.analysis.rankings import (
     StoredRanking,
     StoredRating,
@@ -25,7 +26,7 @@ from instructgpt.label.analysis.rankings import (
 )
 from instructgpt.label.db.models.submissions import Assignment
 from instructgpt.label.db.models.tasks import Batch, CompletionRow, Task, TaskCompletion
-from instructgpt.records import LABELS
+from instructgpt.records import LABELS, rescale_rating
 from instructgpt.results import ResultRow, result_row_to_dict
 
 if TYPE_CHECKING:
@@ -64,7 +65,10 @@ class EvaluationResults:
     strengths: Sequence[Strength]
     length_controlled: Mapping[str, Estimate]
     ratings: Mapping[tuple[str, str], Estimate]
-    """(model, cohort) -> mean rating, 1 to 7; cohort "" is all labelers."""
+    """(model, cohort) -> mean rating, 1 to `rating_points`; cohort "" is all labelers."""
+    rating_points: int
+    has_mixed_scales: bool
+    """The batches have different scales; their ratings were rescaled to the paper's."""
     labels: Mapping[tuple[str, str], Estimate]
     """(model, label) -> share of yes among yes and no."""
 
@@ -135,6 +139,7 @@ def compute_results(db: Session, batches: Sequence[Batch], baseline: str | None 
     from instructgpt.statistics import bradley_terry, win_rate
 
     rankings, ratings = _load_rankings_and_ratings(db, batches)
+    ratings, rating_points, has_mixed_scales = put_on_one_scale(load_question_sets(db), rankings, ratings)
     pairs, lengths = _pairwise_win_rates(rankings), _completion_lengths(db, batches)
     baseline_model = (baseline or get_common_baseline(batches)) if rankings else None
 
@@ -159,7 +164,9 @@ def compute_results(db: Session, batches: Sequence[Batch], baseline: str | None 
         matrix=_mirror_win_rates(pairs),
         strengths=bradley_terry.estimate_strengths(rankings, baseline_model) if rankings else [],
         length_controlled=length_controlled,
-        ratings=_mean_ratings(rankings, ratings),
+        ratings=_mean_ratings(rankings, ratings, rating_points),
+        rating_points=rating_points,
+        has_mixed_scales=has_mixed_scales,
         labels=_label_shares(rankings, ratings),
     )
 
@@ -244,16 +251,14 @@ def _iter_model_ratings(
                 yield ranking, model, rating
 
 
-def _mean_ratings(rankings: Sequence[StoredRanking], ratings: Sequence[StoredRating]) -> _Estimates:
-    from instructgpt.statistics import intervals
-
+def _mean_ratings(rankings: Sequence[StoredRanking], ratings: Sequence[StoredRating], rating_points: int) -> _Estimates:
     rows: _Observations = {}
     for ranking, model, row in _iter_model_ratings(rankings, ratings):
         if row.rating is not None:
             observation = (float(row.rating), ranking.prompt, ranking.labeler)
             for cohort in ("", ranking.cohort):
                 rows.setdefault((model, cohort), []).append(observation)
-    return _clustered_means(rows, intervals.RATING)
+    return _clustered_means(rows, (1.0, float(rating_points)))
 
 
 def _label_shares(rankings: Sequence[StoredRanking], ratings: Sequence[StoredRating]) -> _Estimates:
@@ -277,8 +282,14 @@ def _clustered_means(rows: _Observations, bounds: Bounds) -> _Estimates:
     return means
 
 
+def _on_paper_scale(estimate: Estimate, points: int) -> Estimate:
+    ends = (estimate.value, estimate.low, estimate.high)
+    value, low, high = (None if end is None else rescale_rating(end, points) for end in ends)
+    return replace(estimate, value=value, low=low, high=high)
+
+
 def to_result_rows(results: EvaluationResults) -> list[dict[str, object]]:
-    """Return the rows of results.json, with the evaluation and metric names of `instructgpt evaluate`."""
+    """Return the rows of results.json, with the names of `instructgpt evaluate`, ratings on the paper's scale."""
     rows: list[ResultRow] = []
 
     def add(evaluation: str, metric: str, model: str, condition: str, value: Estimate) -> None:
@@ -293,7 +304,7 @@ def to_result_rows(results: EvaluationResults) -> list[dict[str, object]]:
     for strength in results.strengths:
         add("preference", "bradley_terry", strength.model, "", strength.strength)
     for (model, cohort), value in sorted(results.ratings.items()):
-        add("preference", "rating", model, cohort, value)
+        add("preference", "rating", model, cohort, _on_paper_scale(value, results.rating_points))
     for name in dict.fromkeys((*LABELS, *sorted({name for _, name in results.labels}))):
         for model in results.models:
             if (model, name) in results.labels:

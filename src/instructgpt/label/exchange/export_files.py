@@ -55,7 +55,7 @@ _PROVENANCE = (
 EXPORT_COLUMNS: dict[ExportFileName, dict[str, str]] = {
     "rankings": _columns(
         f"{_PROMPT} completions:texts ranks:ints labeler:text cohort:text fold:int models:texts finish:texts",
-        "ratings:ints labels:label_list unanswered:text_lists answers:answers",
+        "ratings:ints rating_points:int labels:label_list unanswered:text_lists answers:answers",
         "none_acceptable:bool confidence:int shown:ints names_itself:bool",
         *_PROVENANCE,
     ),
@@ -69,7 +69,7 @@ EXPORT_COLUMNS: dict[ExportFileName, dict[str, str]] = {
     ),
     "pairs": _columns("prompt:text chosen:text rejected:text ranking:text labeler:text"),
     "ratings": _columns(
-        "ranking:text prompt_id:text prompt:text completion:text model:text rating:int labels:labels unanswered:texts",
+        "ranking:text prompt_id:text prompt:text completion:text model:text rating:int rating_points:int labels:labels unanswered:texts",
         "note:text rank:int labeler:text cohort:text fold:int created_at:int",
     ),
     "reviews": _columns(

@@ -23,7 +23,7 @@ from instructgpt.label.db.models.tasks import Batch, CompletionRow, PromptRow, T
 from instructgpt.label.exchange.imports import ImportReport, LocatedRecord, error_location
 from instructgpt.label.exchange.third_party import RatedCompletion
 from instructgpt.label.tasks.ingest import prompt_hash, reveals_model, text_hash, upsert_prompts
-from instructgpt.label.vocabulary import TaskKind
+from instructgpt.label.vocabulary import MAX_RATING, MAX_RATING_POINTS, TaskKind
 from instructgpt.records import LABELS, Cohort, Demonstration, PromptFields, Ranking, Record
 from instructgpt.records import Prompt as PromptRecord
 
@@ -48,6 +48,7 @@ class ExternalSubmissionImporter:
         self.tasks: dict[tuple[str, ...], Task] = {}
         self.batches: dict[TaskKind, Batch] = {}
         self.submitted_keys: set[tuple[str, str]] = set()
+        self.rating_points: int | None = None  # of the batch of rankings, once one with ratings came
         self.now_ms = current_time_ms()
 
     def import_all(self, located_records: Sequence[LocatedRecord]) -> None:
@@ -171,6 +172,20 @@ class ExternalSubmissionImporter:
         self.db.flush()
         return submission
 
+    def _set_rating_scale(self, record: Ranking) -> None:
+        """Give the batch the scale of the ratings. Raises ValueError for a second scale, or one that is too long."""
+        if not record.ratings:
+            return
+        points = record.rating_points or MAX_RATING
+        if points > MAX_RATING_POINTS:
+            raise ValueError(f"a scale of {points} points; a site takes up to {MAX_RATING_POINTS}")
+        if self.rating_points is None and points != MAX_RATING:
+            self._get_or_create_batch("rank").questions = {"rating": {"points": points}}
+        self.rating_points = self.rating_points or points
+        if points != self.rating_points:
+            scales = f"ratings from 1 to {points} after ratings from 1 to {self.rating_points}"
+            raise ValueError(f"{scales}: one batch has one scale, so import them as two files")
+
     def _import_ranking(self, record: Ranking) -> None:
         extra = record.model_extra or {}
         person = self._get_or_create_person(record)
@@ -190,6 +205,7 @@ class ExternalSubmissionImporter:
             self.report.left_out["rankings of identical completions"] += 1
             return
         completions = [completion for completion, _, _ in groups.values()]
+        self._set_rating_scale(record)
         task = self._get_or_create_task("rank", prompt, [group[:2] for group in groups.values()])
         submission = self._add_submission(task, person, record, [completion.id for completion in completions])
         if submission is None:

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 from instructgpt.errors import InputError
 from instructgpt.label.vocabulary import MAX_RATING
-from instructgpt.records import Demonstration, PromptFields, Ranking, Record
+from instructgpt.records import Demonstration, PromptFields, Ranking, Record, rescale_rating
 
 _PROMPT_FIELDS = ("prompt", "messages", "instruction", "question", "input", "query", "context")
 _ITEM_TEXT_FIELDS = ("body", "text", "completion", "answer", "response", "output", "html", "title")
@@ -59,8 +59,7 @@ class ThirdPartyReader:
             if value != int(value):
                 raise ValueError(f"rating {value!r} is not an integer")
             return int(value), ""
-        rescaled = 1 + (MAX_RATING - 1) * (value - 1) / (self.rating_max - 1)
-        return int(rescaled + 0.5), f"rated {value:g} of {self.rating_max}"
+        return int(rescale_rating(value, self.rating_max) + 0.5), f"rated {value:g} of {self.rating_max}"
 
 
 def read_labeling_config(path: Path, reader: ThirdPartyReader) -> None:

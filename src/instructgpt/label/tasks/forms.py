@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from instructgpt.label.errors import SiteError
-from instructgpt.label.vocabulary import TaskKind
+from instructgpt.label.vocabulary import MAX_RATING_POINTS, TaskKind
 from instructgpt.records import USE_CASES, format_validation_error
 
 MAX_TEXT_LENGTH = 200_000  # characters
@@ -64,7 +64,7 @@ class CompletionRating(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     completion: str
-    rating: int | None = Field(None, ge=1, le=7)
+    rating: int | None = Field(None, ge=1, le=MAX_RATING_POINTS)  # `questions` checks it against the batch's scale
     labels: dict[str, bool | None] = {}
     note: NoteText = ""
 

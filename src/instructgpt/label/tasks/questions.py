@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from instructgpt.errors import InputError
 from instructgpt.label.db.models import Batch
 from instructgpt.label.tasks.forms import RankingForm
+from instructgpt.label.vocabulary import MAX_RATING_POINTS
 from instructgpt.records import LABELS, format_validation_error
 
 AnswerPolicy = Literal["required", "optional", "off"]
@@ -44,7 +45,7 @@ class _Question(BaseModel):
 class RatingQuestion(_Question):
     """The overall quality, from 1 to `points`; `low` and `high` name the ends by language."""
 
-    points: int = Field(7, ge=2, le=7)
+    points: int = Field(7, ge=2, le=MAX_RATING_POINTS)
     low: dict[str, _Text] = {}
     high: dict[str, _Text] = {}
 

@@ -1,4 +1,4 @@
-// Rating stage of a ranking task, one completion at a time: 1 to 7 and the labels. Keys: 1-7, letters of the questions, x, arrows. The state is in the form's controls.
+// Rating stage of a ranking task, one completion at a time: the rating and the labels. Keys: digits (0 is 10), letters of the questions, x, arrows. The state is in the form's controls.
 
 import { t } from "./i18n.js";
 import { cycleAnswer } from "./questions.js";
@@ -35,7 +35,8 @@ export class RatingStage {
 
   /** Handle a key. -> whether it was one of this stage's. */
   handleKey(event) {
-    const radio = /^[1-7]$/.test(event.key) && this.section.querySelector(`.scale input[value="${event.key}"]`);
+    const digit = event.key === "0" ? "10" : event.key; // 0 is ten, as on a keyboard's row of digits
+    const radio = /^\d{1,2}$/.test(digit) && this.section.querySelector(`.scale input[value="${digit}"]`);
     if (radio) {
       radio.checked = true;
       radio.focus({ preventScroll: true });

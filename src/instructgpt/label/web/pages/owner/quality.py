@@ -30,7 +30,7 @@ _MAX_DISAGREEMENTS = 20
 _AGREEMENT_RULES = ("decided", "half_credit", "three_way", "tie_rate")
 _LABELER_COLUMNS = ["labeler", "cohort", "rankings", "shared_pairs", "agreement", "agreement_shrunk", "low", "high"]
 _LABELER_COLUMNS += ["gold", "repeats", "tie_rate", "seconds_a_completion", "hours", "pasted", "mean_rating"]
-_LABELER_COLUMNS += [*(f"rating_{number}" for number in range(1, 8)), "position_p", "as_shown", "unrated", "unanswered"]
+_LAST_LABELER_COLUMNS = ["position_p", "as_shown", "unrated", "unanswered"]
 
 
 @router.get("/quality")
@@ -142,7 +142,8 @@ def _labeler_table(report: QualityReport) -> _CsvTable:
         habits = [row.report.ties.share, row.seconds, row.hours, row.pasted, row.mean_rating, *row.ratings]
         cells = [row.pseudonym, row.cohort, row.rankings, *shared, *shrunk, *checks, *habits]
         rows.append([*cells, row.report.position.p, row.report.as_shown.share, row.unrated, row.unanswered])
-    return _LABELER_COLUMNS, rows
+    counts = [f"rating_{number}" for number in range(1, report.rating_points + 1)]
+    return [*_LABELER_COLUMNS, *counts, *_LAST_LABELER_COLUMNS], rows
 
 
 def _matrix_table(report: QualityReport) -> _CsvTable:
