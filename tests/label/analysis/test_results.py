@@ -255,14 +255,14 @@ def test_batches_put_together_are_one_evaluation(site):
         made[cohort].save()
         orders[cohort] = rows * len(crew)
     owner = client_of(site, add_person(site, "olga", role="owner"))
-    query = "&".join(f"batch={filled.batch}" for filled in made.values())
-    assert owner.get(f"/results/pooled?{query}").status_code == 409, "names are hidden"
+    parameters = "&".join(f"batch={filled.batch}" for filled in made.values())
+    assert owner.get(f"/results/pooled?{parameters}").status_code == 409, "names are hidden"
     with site.database.write() as db:
         for filled in made.values():
             mark_batch_closed(db, db.get(Batch, filled.batch))
     listed = owner.get("/results").text
     assert listed.count('form="pool" name="batch"') == 2
-    rows = owner.get(f"/results/pooled/results.json?{query}").json()
+    rows = owner.get(f"/results/pooled/results.json?{parameters}").json()
     won = {
         cohort: sum(sft > ppo for sft, ppo, _ in each) / len(each)
         for cohort, each in (orders | {"": [row for each in orders.values() for row in each]}).items()
@@ -270,19 +270,19 @@ def test_batches_put_together_are_one_evaluation(site):
     found = {row["condition"]: row for row in rows if (row["metric"], row["model"]) == ("win_rate_vs_sft", "ppo")}
     assert {cohort: row["value"] for cohort, row in found.items() if cohort in won} == pytest.approx(won)
     assert found[""]["n"] == 12
-    program = owner.get(f"/api/v1/stats/win-rates/{made['training'].batch}?others={made['heldout'].batch}")
+    program = owner.get(f"/api/v1/stats/win-rates/{made['training'].batch}?pooled_with={made['heldout'].batch}")
     assert program.status_code in (200, 401, 403)
-    page = owner.get(f"/results/pooled?{query}").text
+    page = owner.get(f"/results/pooled?{parameters}").text
     assert "training + heldout" in page
     assert "Please look" not in page
-    assert f'href="/results/pooled/results.json?{query}&baseline=sft"' in html.unescape(page)
+    assert f'href="/results/pooled/results.json?{parameters}&baseline=sft"' in html.unescape(page)
     assert owner.get(f"/results/pooled?batch={made['training'].batch}").status_code == 422
     other = fill(site, tasks=1, name="other", models=("sft", "new"), purpose="evaluation", baseline="new")
     other.rank(0, training[0], [1, 2])
     other.save()
     with site.database.write() as db:
         mark_batch_closed(db, db.get(Batch, other.batch))
-    mixed = owner.get(f"/results/pooled?{query}&batch={other.batch}").text
+    mixed = owner.get(f"/results/pooled?{parameters}&batch={other.batch}").text
     for words in ("Please look", "Not every batch has these models: gpt, new, ppo", "different baselines"):
         assert words in mixed
 

@@ -368,8 +368,8 @@ def test_batch_command_previews_creates_and_opens(tmp_path, capsys):
     capsys.readouterr()
     assert run_command([*command, "--dry-run", "--hourly", "30", "--currency", "USD"]) == 0
     assert (
-        "would create batch 'one': 4 tasks, 4 assignments\nabout 0.2 hours of work, cost 6 USD (60 s each, a rule of thumb)"
-        in capsys.readouterr().out
+        "would create batch 'one': 4 tasks, 4 assignments\n"
+        "about 0.2 hours of work, cost 6 USD (60 s each, a rule of thumb)" in capsys.readouterr().out
     )
     assert run_command([*command, "--open"]) == 0
     assert run_command(command) == 2

@@ -44,7 +44,7 @@ def open_page(server, browser, watched, path, **options):  # noqa: F811
     return page
 
 
-def query(page):
+def url_fields(page):
     return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
 
 
@@ -61,7 +61,7 @@ def test_filters_are_typed_kept_in_the_address_and_cleared(browser, server, watc
     page.locator("#text").press("Enter")
     page.wait_for_url("**text=**berall**")
     assert found(page) == 1
-    assert query(page)["text"] == "überall"
+    assert url_fields(page)["text"] == "überall"
     assert page.locator("#text").input_value() == "überall", "the form shows what was asked for"
     assert page.locator("#labeler option:checked").inner_text() == "ada"
     page.locator("tbody a[href^='/batches/tasks/']").first.click()
@@ -87,7 +87,7 @@ def test_columns_sort_and_pages_keep_the_filter(browser, server, watched):  # no
     assert first_row.locator("td.number").first.inner_text().startswith("2")
     page.locator("a[rel=next]").click()
     page.wait_for_url("**page=2**")
-    assert query(page) == {"kind": "rank", "sort": "-submissions", "page": "2"}
+    assert url_fields(page) == {"kind": "rank", "sort": "-submissions", "page": "2"}
     assert page.locator("#kind").input_value() == "rank"
 
 

@@ -22,7 +22,7 @@ _PREFERENCE = "preference"
 def measure(
     rankings: Sequence[Ranking], baseline: str = "sft", use_cases: Mapping[str, str] | None = None, judge: str = ""
 ) -> list[ResultRow]:
-    """Return win rates against the baseline and mean ratings (on a scale from 1 to 7), by cohort, and by cohort and use case.
+    """Return win rates against the baseline and mean ratings on the scale from 1 to 7, by cohort and by use case too.
 
     Ties and identical texts count one half; intervals are clustered by prompt and labeler. The baseline's own rate is
     one half.

@@ -196,15 +196,15 @@ def find_pool_warnings(db: Session, batches: Sequence[Batch]) -> list[tuple[str,
         batch.name: {name for names in load_completion_models(db, batch.id).values() for name in names}
         for batch in batches
     }
-    found: list[tuple[str, dict[str, str]]] = []
+    warnings: list[tuple[str, dict[str, str]]] = []
     everywhere = set.intersection(*models.values())
     if partial := sorted(set.union(*models.values()) - everywhere):
-        found.append(("models", {"models": ", ".join(partial)}))
+        warnings.append(("models", {"models": ", ".join(partial)}))
     if len({batch.baseline for batch in batches}) > 1:
-        found.append(("baselines", {}))
+        warnings.append(("baselines", {}))
     if len({repr(batch.questions) for batch in batches}) > 1:
-        found.append(("questions", {}))
-    return found
+        warnings.append(("questions", {}))
+    return warnings
 
 
 def _completion_lengths(db: Session, batches: Sequence[Batch]) -> dict[str, float]:

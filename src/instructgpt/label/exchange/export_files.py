@@ -69,8 +69,8 @@ EXPORT_COLUMNS: dict[ExportFileName, dict[str, str]] = {
     ),
     "pairs": _columns("prompt:text chosen:text rejected:text ranking:text labeler:text"),
     "ratings": _columns(
-        "ranking:text prompt_id:text prompt:text completion:text model:text rating:int rating_points:int labels:labels unanswered:texts",
-        "note:text rank:int labeler:text cohort:text fold:int created_at:int",
+        "ranking:text prompt_id:text prompt:text completion:text model:text rating:int rating_points:int labels:labels",
+        "unanswered:texts note:text rank:int labeler:text cohort:text fold:int created_at:int",
     ),
     "reviews": _columns(
         f"{_PROMPT} reviewed_use_case:text personal_data:bool sensitive:bool prompt_labels:prompt_labels rejected:text",

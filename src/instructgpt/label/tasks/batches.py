@@ -44,7 +44,7 @@ class OverlapPolicy(BaseModel):
     cohort_overlap: int = Field(3, ge=1, le=100)
     gold_share: float = Field(0.05, ge=0, le=1)  # share of gold tasks among a labeler's tasks, while new ones are left
     heldout_share: float | None = Field(None, ge=0, le=1)
-    """Evaluation: share of tasks for held-out labelers, the others for the training cohort; None: whoever comes first."""
+    """Evaluation: share of tasks for held-out labelers, the rest for the training cohort; None: who comes first."""
     repeat_share: float = Field(0.02, ge=0, le=1)  # share of tasks that the same labeler gets a second time
     repeat_gap: int = Field(20, ge=1, le=10_000)  # assignments between the two, except at the end of the batch
     k: tuple[int, int] | None = None  # rank: minimum and maximum completions of a task; None: all, up to 9
@@ -91,11 +91,8 @@ def create_batch_with_tasks(
     Raises:
         InputError: the arguments contradict each other, or no task is left.
     """
-    _check_batch_fields(db, name, kind, purpose, screening, cohort)
-    if policy.heldout_share is not None and (purpose != "evaluation" or cohort is not None or screening is not None):
-        raise InputError("heldout_share divides an evaluation batch that both cohorts work on")
-    rng = Random(f"{policy.seed}:{name}")
-    report = IngestReport()
+    _check_batch_fields(db, name, kind, purpose, screening, cohort, policy)
+    rng, report, unused_gold = Random(f"{policy.seed}:{name}"), IngestReport(), dict(gold or {})
     candidates = ingest.build_task_candidates(db, kind, prompts, completions, policy.k, baseline, report, rng)
     if kind == "write":
         candidates += [TaskCandidate(None, (), dict(brief)) for brief in briefs]
@@ -117,7 +114,6 @@ def create_batch_with_tasks(
     )
     db.add(batch)
     db.flush()
-    unused_gold = dict(gold or {})
     _add_tasks(db, batch, policy, candidates, unused_gold, rng, created_by)
     report.tasks, report.unused_gold = len(candidates), len(unused_gold)
     batch.intake = report.model_dump(mode="json")
@@ -134,7 +130,13 @@ def _check_questions(kind: str, questions: Mapping[str, Any] | None) -> dict[str
 
 
 def _check_batch_fields(
-    db: Session, name: str, kind: str, purpose: str, screening: str | None, cohort: str | None
+    db: Session,
+    name: str,
+    kind: str,
+    purpose: str,
+    screening: str | None,
+    cohort: str | None,
+    policy: OverlapPolicy,
 ) -> None:
     if not name.strip():
         raise InputError("a batch needs a name")
@@ -148,6 +150,8 @@ def _check_batch_fields(
         raise InputError(f"unknown screening part '{screening}'; choose from {', '.join(SCREENING_TASK_PARTS)}")
     if cohort == "heldout" and purpose == "training":
         raise InputError("held-out labelers never get training tasks; use purpose 'evaluation'")
+    if policy.heldout_share is not None and (purpose != "evaluation" or cohort is not None or screening is not None):
+        raise InputError("heldout_share divides an evaluation batch that both cohorts work on")
 
 
 def _add_tasks(

@@ -17,7 +17,7 @@ _HOUR_MS = 3_600_000
 
 
 class HourlyRate(BaseModel):
-    """A rate; `since`: milliseconds since 1970, from which on work costs that much. The first one counts from the start."""
+    """A rate; `since`: milliseconds since 1970, from which on work costs that much. The first counts from the start."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     amount: float = Field(gt=0, lt=MAX_HOURLY_RATE)
@@ -91,7 +91,7 @@ def sum_spent(db: Session, batches: Iterable[Batch]) -> dict[str, dict[str, floa
 def add_costs(costs: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Add up costs by currency; amounts of different currencies stay apart."""
     total: dict[str, float] = {}
-    for each in costs:
-        for currency, amount in each.items():
+    for amounts in costs:
+        for currency, amount in amounts.items():
             total[currency] = total.get(currency, 0.0) + amount
     return dict(sorted(total.items()))

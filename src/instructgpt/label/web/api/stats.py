@@ -78,13 +78,13 @@ def get_win_rates(
     request: Request,
     _: ReadScope,
     key: RowId,
-    others: Annotated[
+    pooled_with: Annotated[
         list[str] | None, Query(max_length=19, description="ids of further batches, evaluated together with it")
     ] = None,
 ) -> list[dict[str, Any]]:
     """Return the rows of results.json of an evaluation batch that is no longer blind, or of several together."""
     with translate_errors(), get_site(request).database.read() as db:
-        pooled = [or_404(db.get(Batch, name)) for name in sorted({key, *(others or ())})]
+        pooled = [or_404(db.get(Batch, name)) for name in sorted({key, *(pooled_with or ())})]
         if any(results.is_blind(batch) for batch in pooled):
             raise SiteError(409, "still_blind")
         return results.to_result_rows(results.compute_results(db, pooled))
