@@ -211,3 +211,44 @@ def test_prompt_and_completion_of_an_encoder_are_encoded_apart(save_encoder, wor
     for prompt, completion in TEXTS:
         ids = tokenizer.encode_prompt(prompt) + tokenizer.encode_completion(completion)
         assert ids == word_pieces(prompt, completion)["input_ids"]
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_an_encoder_decoder_reads_its_score_at_an_end_token(family, tokenizer, tmp_path):
+    """Both refuse texts without an end token, which PPO cuts off, and rows with different numbers of them."""
+    eos, vocabulary = tokenizer.eos_token_id, len(tokenizer)
+    sizes = {"vocab_size": vocabulary, "d_model": 16, "num_labels": 1, "eos_token_id": eos, "pad_token_id": 3}
+    config = (
+        transformers.T5Config(d_ff=16, d_kv=8, num_layers=1, num_heads=2, decoder_start_token_id=3, **sizes)
+        if family == "t5"
+        else transformers.BartConfig(
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=16,
+            decoder_ffn_dim=16,
+            max_position_embeddings=16,
+            decoder_start_token_id=3,
+            **sizes,
+        )
+    )
+    torch.manual_seed(0)
+    stock = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    stock.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    reward = load_reward_model(tmp_path, CPU)
+    text = [number for number in range(5, 40) if number != eos]
+    rows = [
+        (text[:3], [*text[3:5], eos]),
+        (text[:3], text[3:5]),
+        ([text[0], eos], [*text[1:3], eos]),
+        (text[:8], text[8:16]),
+    ]
+    whole = [[*prompt, *completion] for prompt, completion in rows]
+    whole = [one if one[-1] == eos else [*one, eos] for one in whole]
+    room = 16 if family == "bart" else 100
+    with torch.no_grad():
+        expected = [float(stock(input_ids=torch.tensor([one[-room:]])).logits) for one in whole]
+        scores = reward.sequence_scores(collate([TokenizedExample(*row) for row in rows]))
+    torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-5, rtol=1e-5)

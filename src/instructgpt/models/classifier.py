@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from instructgpt.data.packing import PackedBatch, TokenizedExample, collate
 from instructgpt.data.tokenization import PromptTokenizer
 from instructgpt.errors import InputError, one_line
+from instructgpt.models.families import named_context
 from instructgpt.models.loading import count_adapter_labels, find_model_files, from_pretrained, load_hf_tokenizer
 from instructgpt.models.packed_attention import hidden_states
 from instructgpt.records import PromptFields
@@ -119,7 +120,7 @@ def has_token_scores(model: Any, source: Path | str) -> bool:
 def classifier_scores(model: Any, batch: PackedBatch, separator: int | None = None) -> Tensor:
     """Return the scores of a batch's examples by the model's own forward pass. -> (B,).
 
-    Only texts of equal length are computed together, so there is no padding that a family could treat in its own way.
+    Only texts of equal length (and as many end tokens) are computed together, so there is no padding that a family could treat in its own way.
     With a `separator` token, and where the model knows token types, the second text of a pair begins after its first.
     """
     span_of_end = {span.end - 1: span for span in batch.spans}
@@ -127,14 +128,15 @@ def classifier_scores(model: Any, batch: PackedBatch, separator: int | None = No
     for position in batch.last_positions.tolist():
         span = span_of_end[position]
         parts = (span,) if span.prompt is None else (span.prompt, span)
-        rows.append(torch.cat([batch.input_ids[part.start : part.end] for part in parts]))
+        rows.append(_end_with_eos(model, torch.cat([batch.input_ids[part.start : part.end] for part in parts])))
     if not rows:  # an idle rank runs a sharded model too
         unread = _forward(model, batch.input_ids[None, :1], None).flatten()
         return unread[:0]
-    rows_by_length: dict[int, list[int]] = {}
+    rows_by_length: dict[tuple[int, int], list[int]] = {}
     for row, tokens in enumerate(rows):
-        # without a padding token, stock code refuses more than one row
-        key = len(tokens) if model.config.pad_token_id is not None else -row
+        # without a padding token, stock code refuses more than one row, and rows with different numbers of end tokens
+        ends = int((tokens == model.config.eos_token_id).sum()) if model.config.is_encoder_decoder else 0
+        key = (len(tokens), ends) if model.config.pad_token_id is not None else (-row, 0)
         rows_by_length.setdefault(key, []).append(row)
     order = [row for group in rows_by_length.values() for row in group]
     outputs = [
@@ -142,6 +144,15 @@ def classifier_scores(model: Any, batch: PackedBatch, separator: int | None = No
     ]
     inverse = torch.tensor(order).argsort().to(batch.input_ids.device)
     return torch.cat(outputs).flatten()[inverse]
+
+
+def _end_with_eos(model: Any, tokens: Tensor) -> Tensor:
+    """Return the tokens with the end token where T5, BART and their like read the score: a text cut off has none."""
+    eos = model.config.eos_token_id
+    if not model.config.is_encoder_decoder or eos is None or tokens[-1] == eos:
+        return tokens
+    room = (named_context(model.config) or len(tokens) + 1) - 1
+    return torch.cat([tokens[-room:], tokens.new_tensor([eos])])
 
 
 def _forward(model: Any, input_ids: Tensor, separator: int | None) -> Tensor:
