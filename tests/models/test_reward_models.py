@@ -15,6 +15,7 @@ from conftest import CPU, FAMILIES, tiny_model
 from instructgpt.data.packing import TokenizedExample, collate
 from instructgpt.data.tokenization import PromptTokenizer
 from instructgpt.errors import InputError
+from instructgpt.models.precision import apply_memory_options
 from instructgpt.models.reward_model import (
     center_scores,
     load_reward_model,
@@ -252,3 +253,16 @@ def test_an_encoder_decoder_reads_its_score_at_an_end_token(family, tokenizer, t
         expected = [float(stock(input_ids=torch.tensor([one[-room:]])).logits) for one in whole]
         scores = reward.sequence_scores(collate([TokenizedExample(*row) for row in rows]))
     torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "deberta"])
+def test_an_encoder_computes_in_bf16(name, save_encoder):
+    """BERT's head reads the pooled state, which its trunk returns in bf16."""
+    folder = save_encoder(name)
+    exact, narrow = (load_reward_model(folder, CPU) for _ in range(2))
+    apply_memory_options(narrow.model, ("bf16",))
+    batch = collate([TokenizedExample([5, 6, 7], [8, 9]), TokenizedExample([5], [6, 7])])
+    with torch.no_grad():
+        scores = narrow.sequence_scores(batch)
+        torch.testing.assert_close(scores, exact.sequence_scores(batch), atol=2e-2, rtol=2e-2)
+    assert scores.dtype == torch.float32

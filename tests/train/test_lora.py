@@ -22,6 +22,7 @@ from conftest import (
     assert_same_tensors,
     weights_of,
 )
+from support import family_checks as checks
 from test_ppo import make_prompts
 from test_resume import outcome, stop_at_step
 from torch.func import functional_call
@@ -438,3 +439,19 @@ def test_all_weights_train_from_an_adapter_directory(place, save, write, tmp_pat
     sft.main(make_config(SFTConfig, {"base": source, "data": data, "out": tmp_path / "sft", **sizes}))
     saved = weights_of(tmp_path / "sft")
     assert all(not torch.equal(saved[name], start[name]) for name in saved if "proj" in name)
+
+
+def test_linear_layers_with_names_of_other_modules_are_adapted(tmp_path):
+    """CTRL's second linear layer of a block is named 0, as its first layer is."""
+    folder = checks.save_small_model("ctrl", tmp_path / "ctrl")
+    model, _ = load_policy(folder, CPU)
+    linear = {name for name, module in model.base_model.named_modules() if isinstance(module, torch.nn.Linear)}
+    adapted = add_lora(model, 2, 0)
+    found = {name for name, module in get_backbone(adapted).named_modules() if hasattr(module, "lora_A")}
+    assert found == linear
+
+
+def test_a_family_that_peft_refuses_is_named(tmp_path):
+    model, _ = load_policy(checks.save_small_model("mamba", tmp_path / "mamba"), CPU)
+    with pytest.raises(InputError, match="--lora: peft cannot adapt the family 'mamba'"):
+        add_lora(model, 2, 0)

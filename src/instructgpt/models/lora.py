@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from instructgpt.errors import InputError
+from instructgpt.errors import InputError, one_line
 from instructgpt.models.loading import saved_dtype
 from instructgpt.models.quantization import is_quantized
 
@@ -85,7 +85,7 @@ def add_lora(model: Any, rank: int, seed: int) -> Any:
         seed: for the initial A.
 
     Raises:
-        InputError: the backbone has no matrices that peft can adapt.
+        InputError: the backbone has no matrices, or none that peft can adapt.
     """
     if not rank:
         return model
@@ -101,7 +101,7 @@ def add_lora(model: Any, rank: int, seed: int) -> Any:
         r=rank,
         lora_alpha=_ALPHA_OVER_RANK * rank,
         lora_dropout=0.0,
-        target_modules=sorted({name.rpartition(".")[2] for name in linear_layers}),
+        target_modules=_find_target_modules(model.base_model, set(linear_layers)),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear_layers.values()),
         modules_to_save=["score"] if has_scalar_head else None,
         task_type="SEQ_CLS" if has_scalar_head else "CAUSAL_LM",
@@ -109,7 +109,19 @@ def add_lora(model: Any, rank: int, seed: int) -> Any:
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated name of transformers
-        return peft.get_peft_model(model, config)
+        try:
+            return peft.get_peft_model(model, config)
+        except ValueError as error:
+            family, reason = model.config.model_type, one_line(error, 200)
+            raise InputError(f"--lora: peft cannot adapt the family '{family}' ({reason}); leave --lora out") from error
+
+
+def _find_target_modules(backbone: nn.Module, linear_layers: set[str]) -> list[str]:
+    """Return names that peft finds the linear layers by: their last parts, or all of a name that others share."""
+    remaining = {name for name, _ in backbone.named_modules()} - linear_layers
+    shared = {name.rpartition(".")[2] for name in remaining}
+    last_parts = {name: name.rpartition(".")[2] for name in linear_layers}
+    return sorted({name if last in shared else last for name, last in last_parts.items()})
 
 
 def get_trainable_module(model: Any) -> nn.Module:

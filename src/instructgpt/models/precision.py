@@ -162,7 +162,9 @@ def _enter_autocast(module: nn.Module, _: Any) -> None:
 def _exit_autocast(module: nn.Module, _: Any, output: Any) -> Any:
     module.__dict__[_AUTOCAST_CONTEXTS_KEY].pop().__exit__(None, None, None)
     if output is not None:  # None where the backbone raised
-        output.last_hidden_state = output.last_hidden_state.float()
+        for name, value in list(output.items()):  # a classifier's head may read the pooled state
+            if isinstance(value, Tensor) and value.dtype == torch.bfloat16:
+                output[name] = value.float()
     return output
 
 
