@@ -120,7 +120,8 @@ def has_token_scores(model: Any, source: Path | str) -> bool:
 def classifier_scores(model: Any, batch: PackedBatch, separator: int | None = None) -> Tensor:
     """Return the scores of a batch's examples by the model's own forward pass. -> (B,).
 
-    Only texts of equal length (and as many end tokens) are computed together, so there is no padding that a family could treat in its own way.
+    Only texts of equal length, with as many end tokens, are computed together, so there is no padding that a family
+    could treat in its own way.
     With a `separator` token, and where the model knows token types, the second text of a pair begins after its first.
     """
     span_of_end = {span.end - 1: span for span in batch.spans}
