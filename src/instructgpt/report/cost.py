@@ -195,7 +195,7 @@ def _stage_cost(name: str, record: Mapping[str, Any], prices: PriceList, watts: 
 def _find_label_files(records: Iterable[Mapping[str, Any]]) -> list[Path]:
     """Return the files of people's work that the stages were trained on, each once."""
     files = [
-        Path(parent["path"])
+        Path(parent["path"]).resolve()  # stages of a sweep read one file by several links
         for record in records
         if record["stage"] in ("sft", "reward", "dpo")
         for name, parent in record["parents"].items()

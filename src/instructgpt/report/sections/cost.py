@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from instructgpt.formatting import format_seconds, format_si
+from instructgpt.formatting import format_seconds
 from instructgpt.report.cost import PAPER_PFS_DAYS, PFS_DAY, PRETRAINING_STAGE, LabelCost, RunCost, StageCost
 from instructgpt.report.section import ReportTable, Section
 
@@ -49,7 +49,7 @@ def build_stage_table(cost: RunCost) -> ReportTable:
     for name, days in PAPER_PFS_DAYS.items():
         flops = days * PFS_DAY
         share = f"{days / _PAPER_PRETRAINING:.2%}"
-        cells = [f"paper, 175B: {name}", format_si(flops), "", f"{days:,g}", share, "", "", ""]
+        cells = [f"paper, 175B: {name}", _format_flops(flops), "", f"{days:,g}", share, "", "", ""]
         rows.append((*cells, *([""] if has_money else [])))
     if has_money:
         head.append(f"money, {cost.currency}" if cost.currency else "money")
@@ -60,8 +60,8 @@ def _stage_cells(stage: StageCost, pretraining: float | None, *, has_money: bool
     share = stage.flops / pretraining if stage.flops is not None and pretraining else None
     cells = [
         stage.name + ("" if stage.finished else " (not finished)"),
-        _format_si(stage.flops),
-        _format_si(stage.flops_done),
+        _format_flops(stage.flops),
+        _format_flops(stage.flops_done),
         _format_days(stage.flops),
         _NO_VALUE if share is None else f"{share:.2%}",
         format_seconds(stage.seconds),
@@ -78,8 +78,8 @@ def _sum_cells(cost: RunCost, pretraining: float | None, *, has_money: bool) -> 
     energy = _sum([stage.energy_kwh for stage in stages])
     cells = [
         "together",
-        _format_si(flops),
-        _format_si(_sum([stage.flops_done for stage in stages])),
+        _format_flops(flops),
+        _format_flops(_sum([stage.flops_done for stage in stages])),
         _format_days(flops),
         _NO_VALUE if share is None else f"{share:.2%}",
         format_seconds(sum(stage.seconds for stage in stages)),
@@ -141,8 +141,8 @@ def _sum(values: Sequence[float | None]) -> float | None:
     return math.fsum(numbers) if numbers and len(numbers) == len(values) else None
 
 
-def _format_si(number: float | None) -> str:
-    return _NO_VALUE if number is None else format_si(number)
+def _format_flops(number: float | None) -> str:
+    return _NO_VALUE if number is None else f"{number:.3g}"
 
 
 def _format_days(flops: float | None) -> str:
