@@ -139,13 +139,20 @@ def sample_translation(lexicon: Lexicon, rng: Random, rarity_decay: float = 1.0)
 
 
 def _make_passage(sources: CorpusSources, rng: Random) -> str:
-    text, answers = make_passage_task(sources.lexicon, rng, 2)
+    """Make two to four sentences about a person and a question on each.
+
+    The longer the passage, the less a model gains by anything but copying from the right sentence.
+    """
+    count = rng.randint(2, len(PERSON_QUESTIONS))
+    text, answers = make_passage_task(sources.lexicon, rng, count, count)
     return text + "".join(answers)
 
 
-def make_passage_task(lexicon: Lexicon, rng: Random, question_count: int = 1) -> tuple[str, list[str]]:
+def make_passage_task(
+    lexicon: Lexicon, rng: Random, sentence_count: int = 2, question_count: int = 1
+) -> tuple[str, list[str]]:
     """Return a passage, and its questions with answers."""
-    text, words, facts = next(sample_passages(lexicon, rng, 1, 2))
+    text, words, facts = next(sample_passages(lexicon, rng, 1, sentence_count))
     pairs = rng.sample([pair for pair in PERSON_QUESTIONS.items() if pair[1] in facts], question_count)
     return f"Passage: {text}", [
         "\n" + format_qa(lexicon.fill(question, words, rng), lexicon.fill(answer, words, rng))
@@ -179,7 +186,7 @@ DOCUMENT_GENERATORS: dict[str, tuple[float, Callable[[CorpusSources, Random], st
     "folklore": (0.08, _make_folklore),
     "forum": (0.11, _make_forum),
     "bilingual": (0.07, _make_bilingual),
-    "passage": (0.08, _make_passage),
+    "passage": (0.12, _make_passage),
     "story": (0.03, _make_story),
     "jobs": (0.06, _make_job_lines),
 }
