@@ -187,6 +187,22 @@ def test_muon_refuses_sharded_model(policy):
         dist.destroy_process_group()
 
 
+def test_muon_on_two_replicas_matches_one_process(small_pretraining, rows_of, tmp_path):
+    """Muon orthogonalizes in bfloat16, which makes the rounding of a sum over ranks visible."""
+    folders = [
+        pretrain.main(
+            small_pretraining(optimizer="muon", muon_lr=0.02, lr=1e-2, processes=count, out=tmp_path / str(count))
+        )
+        for count in (1, 2)
+    ]
+    losses = [[row["loss/train"] for row in rows_of(folder / "metrics.jsonl")] for folder in folders]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[0][-1] < losses[0][0] - 0.5
+    first, second = map(weights_of, folders)
+    for name in first:
+        torch.testing.assert_close(second[name], first[name], atol=3e-3, rtol=0)
+
+
 # --- pretraining ---------------------------------------------------------------------------------------------------
 
 

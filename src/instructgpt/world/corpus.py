@@ -186,11 +186,11 @@ DOCUMENT_GENERATORS: dict[str, tuple[float, Callable[[CorpusSources, Random], st
     "folklore": (0.08, _make_folklore),
     "forum": (0.11, _make_forum),
     "bilingual": (0.07, _make_bilingual),
-    "passage": (0.12, _make_passage),
+    "passage": (0.14, _make_passage),
     "story": (0.03, _make_story),
     "jobs": (0.06, _make_job_lines),
 }
-"""Document kind -> (share, generator)."""
+"""Document kind -> (weight, generator)."""
 
 
 def generate_documents(sources: CorpusSources, word_budget: int, rng: Random) -> Iterator[Document]:
