@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from instructgpt.commands import COMMANDS
 from instructgpt.config import StageConfig
-from instructgpt.evaluate.configs import CandidatesConfig, ExamConfig
+from instructgpt.evaluate.configs import BestOfNConfig, CandidatesConfig, ExamConfig
 from instructgpt.stage_configs import RankingsConfig, RoundEvaluationConfig
 
 PAGE = Path(__file__).with_name("options.md")
@@ -26,7 +26,11 @@ win. In YAML files an option has underscores in place of hyphens. `–` means: n
 SHARED = "Options of every stage"
 ROUND_STAGES: dict[str, type[BaseModel]] = {"rankings": RankingsConfig, "evaluation": RoundEvaluationConfig}
 """Stages of a round that the pipeline configures."""
-FILE_SECTIONS: dict[str, type[BaseModel]] = {"candidates": CandidatesConfig, "exam": ExamConfig} | ROUND_STAGES
+FILE_SECTIONS: dict[str, type[BaseModel]] = {
+    "candidates": CandidatesConfig,
+    "best_of_n": BestOfNConfig,
+    "exam": ExamConfig,
+} | ROUND_STAGES
 """Sections of a pipeline's YAML file, and stages of a round, that have no command of their own."""
 
 

@@ -39,6 +39,7 @@ from instructgpt.evaluate.rounds import (
 from instructgpt.label.simulation.site_labelers import SiteLabelers
 from instructgpt.models.policy import context_length, load_tokenizer, pick_device
 from instructgpt.models.reward_model import ScalarModel, load_reward_model
+from instructgpt.pipeline_baselines import draw_frontier, examine_best_of_n, train_baselines
 from instructgpt.records import (
     Cohort,
     Completion,
@@ -119,7 +120,11 @@ def build_small_world(config: RunConfig, stages: dict[str, Any]) -> list[ResultR
         reward.main(round_.reward)
         sft.main(stages["sft"])  # finished after the first round, whose reward model chooses its epoch
         run_processes(config.processes, [(ppo.main, (policy,)) for policy in round_.policies.values()])
-        round_rows = evaluate_round(config, world, round_, stages["exam"])
+        if stages["baselines"]:
+            train_baselines(config, world, stages)
+        round_rows = evaluate_round(config, world, round_, stages)
+        if stages["baselines"]:
+            draw_frontier(config, world, round_, stages["baselines"])
         rows = rows if round_.is_control else round_rows
     return rows + compare_rounds(config, world, stages["rounds"], stages["exam"])
 
@@ -283,10 +288,11 @@ def build_labelers(
     return SimulatedLabelers(world, cohort, per_prompt=config.labelers, seed=seed)
 
 
-def evaluate_round(config: RunConfig, world: World, round_: Round, exam: ExamConfig) -> list[ResultRow]:
+def evaluate_round(config: RunConfig, world: World, round_: Round, stages: Mapping[str, Any]) -> list[ResultRow]:
     """Grade the exams of a round's policies beside the baselines, and measure its reward model."""
+    exam = stages["exam"]
     if not round_.name:
-        return measure_round(config, world, round_, exam)
+        return measure_round(config, world, round_, exam, stages["baselines"])
     common = {name: getattr(config, name) for name in ("seed", "device", "resume")}
     stage = RoundEvaluationConfig(out=round_.folder / "evaluation", exam=exam, **common)
     parents: dict[str, Path | str] = {name: config.out / folder for name, folder in _BASELINES.items()}
@@ -302,18 +308,28 @@ def evaluate_round(config: RunConfig, world: World, round_: Round, exam: ExamCon
     return read_result_rows(stage.out / "results.json")
 
 
-def measure_round(config: RunConfig, world: World, round_: Round, exam: ExamConfig) -> list[ResultRow]:
-    """Grade every model's exam, and measure the reward model on held-out rankings and against true utility."""
+def measure_round(
+    config: RunConfig, world: World, round_: Round, exam: ExamConfig, methods: Mapping[str, Any] | None = None
+) -> list[ResultRow]:
+    """Grade every model's exam, and measure the reward model on held-out rankings and against true utility.
+
+    `methods` are the stages of --baselines, whose models take the exam, too.
+    """
+    methods = methods or {}
     folder = round_.folder / "evaluation"
     models = {name: config.out / directory for name, directory in _BASELINES.items()}
     models |= {name: policy.out for name, policy in round_.policies.items()}
+    models |= {name: stage.out for name, stage in methods.items()}
     answers = {
         name: (config.out if name in _BASELINES else round_.folder) / "evaluation" / f"{name}.jsonl" for name in models
     }
     jobs: list[ProcessJob] = [
         (examine_model, (name, model, answers[name], config.seed, exam, config.device))
         for name, model in models.items()
+        if name != "best_of_n"
     ]
+    if "best_of_n" in methods:
+        jobs.insert(0, (examine_best_of_n, (methods["best_of_n"], answers["best_of_n"], config.seed, exam)))
     run_processes(config.processes, jobs)
     rows = world_exam.grade_exams(answers, folder / "preference" / "rankings.jsonl", world, exam, config.seed)
     reward_model = load_reward_model(round_.reward.out, pick_device(config.device))

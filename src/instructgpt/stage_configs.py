@@ -9,17 +9,22 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from instructgpt.baselines.configs import ExpertIterationConfig
 from instructgpt.config import TRAINING_ONLY_FIELDS, StageConfig, make_config
 from instructgpt.errors import InputError
-from instructgpt.evaluate.configs import CandidatesConfig, ExamConfig
+from instructgpt.evaluate.configs import BestOfNConfig, CandidatesConfig, ExamConfig
 from instructgpt.run.configs import RunConfig
 from instructgpt.run.directory import read_run_record
 from instructgpt.run.rounds import control_directory_name, round_directory_name
-from instructgpt.train.configs import PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from instructgpt.train.configs import DPOConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 
 POLICIES = ("ppo", "ppo_ptx")
 BEST_POLICY = "ppo_ptx"
 """The policy of a round: it writes candidates of the next ones."""
+_DPO_DEFAULTS = {"batch": 32, "lr": 2e-4, "keep": "last"}
+"""Of the small world; its models are a thousandth of those that the command's defaults are for."""
+_FRONTIER_POLICIES = 4
+"""Policies that PPO saves along a run with --baselines."""
 _ROUND_SEEDS = 1_000_003
 """Distance of two rounds' seeds of candidates and labelers: a prompt that returns gets other completions and noise."""
 
@@ -95,14 +100,49 @@ def build_stage_configs(config: RunConfig) -> dict[str, Any]:
     stages["rounds"] = build_rounds(config)
     sft_settings = {"base": str(base), "reward": stages["rounds"][0].reward.out} | demonstrations
     stages["sft"] = build_section(config, SFTConfig, "sft", config.out / "sft", sft_settings)
+    stages["baselines"] = build_baselines(config, stages["rounds"][0], stages["sft"]) if config.baselines else {}
     return stages
+
+
+def build_baselines(config: RunConfig, round_: Round, sft: SFTConfig) -> dict[str, Any]:
+    """Return the config of every method that PPO is compared with, by name: same start, rankings and prompts.
+
+    SFT on public tasks starts from the base, as SFT does, and takes as many optimizer steps.
+    """
+    start, ppo = str(config.out / "start"), round_.policies["ppo"]
+    settings: dict[str, tuple[type[StageConfig], dict[str, Any]]] = {
+        "public_tasks": (
+            SFTConfig,
+            {"base": sft.base, "data": (config.out / "world" / "public_tasks.jsonl",), "keep": "last", "epochs": 1}
+            | {
+                name: value
+                for name, value in config.stages.get("sft", {}).items()
+                if name in ("batch", "lr", "dropout")
+            },
+        ),
+        "dpo": (DPOConfig, {"policy": start, "data": (round_.rankings,), **_DPO_DEFAULTS}),
+        "expert_iteration": (
+            ExpertIterationConfig,
+            {"policy": start, "reward": str(round_.reward.out), "prompts": (round_.ppo_prompts,), "lr": sft.lr}
+            | {"max_tokens": ppo.max_tokens},
+        ),
+        "best_of_n": (
+            BestOfNConfig,
+            {"policy": start, "reward": str(round_.reward.out), "max_tokens": ppo.max_tokens},
+        ),
+    }
+    return {
+        name: build_section(config, config_class, name, config.out / name, options)
+        for name, (config_class, options) in settings.items()
+    }
 
 
 def build_section(
     config: RunConfig, config_class: type[StageConfig], section: str, out: Path, settings: Mapping[str, Any]
 ) -> Any:
     """Return the config of a stage: common options, `settings` of the pipeline, then those of the file's section."""
-    common = {name: getattr(config, name) for name in ("seed", "device", "resume", "track")} | {"out": out}
+    names = {"seed", "device", "resume", "track"} - config_class.excluded_fields
+    common = {name: getattr(config, name) for name in sorted(names)} | {"out": out}
     if config.auto_bf16 and "memory" not in config_class.excluded_fields and uses_gpu(config.device):
         common["memory"] = ("bf16",)
     return make_config(config_class, common, settings, config.stages.get(section, {}), source=f"section {section}")
@@ -137,6 +177,8 @@ def build_policy_stage(
     if name == "ppo_ptx":
         settings["pretraining"] = get_input_files(config)["corpus"]
     stage: PPOConfig = build_section(config, PPOConfig, name, folder / name, settings)
+    if config.baselines and not stage.save_every:  # points of the frontier
+        stage = stage.model_copy(update={"save_every": max(1, stage.updates // _FRONTIER_POLICIES)})
     return stage
 
 
@@ -267,8 +309,10 @@ def check_rounds_extend(config: RunConfig) -> None:
 
 
 def has_new_rounds(config: RunConfig) -> bool:
-    """Return whether a finished run lacks rounds or the control."""
+    """Return whether a finished run lacks rounds, the control or the baselines."""
     settings = (read_run_record(config.out) or {}).get("config", {})
+    if config.baselines and not settings.get("baselines"):
+        return True
     lacks_control = config.one_round_control and not settings.get("one_round_control")
     return lacks_control or (recorded_rounds(config) or config.rounds) < config.rounds
 

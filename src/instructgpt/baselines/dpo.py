@@ -43,6 +43,7 @@ from instructgpt.train.optim import (
 )
 from instructgpt.train.rankings import backward_ranking_losses, load_rankings, measure_pair_accuracy
 from instructgpt.train.rollout import per_token_values
+from instructgpt.train.saved_policies import SavedPolicies
 from instructgpt.train.startup import announce_tokenizer, save_and_verify_policy, try_saving
 
 _VALIDATIONS_PER_RUN = 5
@@ -84,6 +85,7 @@ def train(config: DPOConfig) -> None:
         try_saving(run, lambda folder: save_and_verify_policy(full_model, tokenizer, folder))
     best = BestCheckpoint(trainable, config.keep, state and state["best"])
     validation_metrics: dict[str, float] = {}
+    policies = SavedPolicies(run, config, model, state["step"] if state else 0, steps, "step")
     for step in range(state["step"] if state else 0, steps):
         rows = step_indices(step, len(training), config.batch, config.seed)
         loss, accuracy = dpo_backward(model, [training[row] for row in rows], config)
@@ -95,6 +97,7 @@ def train(config: DPOConfig) -> None:
             metrics |= validation_metrics
             best.update(metrics.get(_SELECTION_METRIC, -metrics["loss/train"]), step + 1)
         run.log(step + 1, steps, metrics, show=("loss/train", "accuracy/train", _SELECTION_METRIC))
+        policies.save(model, tokenizer, step + 1)
         run.save_checkpoint(step + 1, lambda: get_training_state(models, optimizers, best=best.state_dict()))
     best.restore()
     if config.keep == "best":

@@ -12,15 +12,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 
 from instructgpt.baselines import best_of_n
 from instructgpt.baselines.configs import BestConfig, ExpertIterationConfig
 from instructgpt.config import make_config
+from instructgpt.data.splits import is_heldout
 from instructgpt.errors import InputError
 from instructgpt.records import Prompt, SkippedLines, read_all_records, read_records, write_records
-from instructgpt.run.directory import RunDirectory, read_run_record
+from instructgpt.run.directory import RunDirectory, console, read_run_record
 from instructgpt.run.lineage import named_inputs
 from instructgpt.sampling.cli import sample_completions, score_completions
 from instructgpt.sampling.configs import SampleConfig, ScoreConfig
@@ -70,7 +72,16 @@ def run_iteration(config: ExpertIterationConfig, number: int, policy: str, promp
         scoring = {"reward": config.reward, "data": files["completions"], "out": files["scored"], "device": device}
         score_completions(make_config(ScoreConfig, scoring))
         best_of_n.main(BestConfig(data=(files["scored"],), n=config.n, out=files["best"], skip_bad=False))
-    training = {"base": policy, "data": (files["best"],), "out": folder / "policy", "seed": seed, "device": device}
+    training: dict[str, Any] = {
+        "base": policy,
+        "data": (files["best"],),
+        "out": folder / "policy",
+        "seed": seed,
+        "device": device,
+    }
+    if len({is_heldout(prompt.prompt) for prompt in read_records(Prompt, files["best"])}) == 1:
+        console.print(f"round {number}: too few prompts to hold some out; its validation loss is of its training data")
+        training["validation"] = (files["best"],)
     # Residual dropout is the paper's for demonstrations; PPO and DPO have none.
     options = {"epochs": config.epochs, "batch": config.batch, "lr": config.lr, "keep": "last", "learn": "last"}
     return sft.main(make_config(SFTConfig, training, options, {"dropout": 0.0, "processes": config.processes}))

@@ -237,6 +237,22 @@ class CandidatesConfig(StageConfig):
             yield f"{' + '.join(shares)} is {sum(shares.values()):g}, more than 1"
 
 
+class BestOfNConfig(StageConfig):
+    """Best of n as a policy: the start sampled often, for the exam and for every point of its frontier."""
+
+    stage: ClassVar[str] = "best-of-n"
+    excluded_fields: ClassVar[frozenset[str]] = TRAINING_ONLY_FIELDS
+
+    policy: str = Field(description="the policy that is sampled")
+    reward: str = Field(description="reward model that chooses")
+    n: int = Field(16, ge=2, description="completions that each answer of the exam is the best of")
+    samples: int = Field(1024, ge=2, description="completions of each prompt, from which every n is estimated")
+    prompts: int = Field(100, ge=2, description="test prompts of the frontier")
+    validation_prompts: int = Field(50, ge=2, description="validation prompts that choose each method's best point")
+    answers: int = Field(4, ge=1, description="answers of every policy to each prompt of the frontier")
+    max_tokens: int = Field(32, ge=1, description="maximum length of a completion")
+
+
 class ExamConfig(CommandConfig):
     stage: ClassVar[str] = "exam"
 

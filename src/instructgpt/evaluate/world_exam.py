@@ -12,6 +12,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from instructgpt.evaluate.best_of_n_policy import BestOfN
 from instructgpt.evaluate.configs import ExamConfig
 from instructgpt.evaluate.inference import EvaluatedModel, generate_answers, generate_continuations, text_logps
 from instructgpt.evaluate.metrics import bias, labels, preference, tax, toxicity, truthfulness
@@ -40,24 +41,36 @@ class _ExamRecord(Record):
 
 
 def run_exam(
-    name: str, folder: Path, out: Path, world: World, exam: ExamConfig, seed: int, device: str, *, primed: bool = False
+    name: str,
+    folder: Path,
+    out: Path,
+    world: World,
+    exam: ExamConfig,
+    seed: int,
+    device: str,
+    *,
+    primed: bool = False,
+    choose: BestOfN | None = None,
 ) -> None:
     """Put the exam to one model and write its answers to `out`. Does nothing if `out` exists.
 
-    `primed` prepends the few-shot prompt (the prompted base model) and leaves out continuations and log-probabilities
-    of plain text.
+    `primed` prepends the few-shot prompt (the prompted base model), `choose` makes each answer the best of several.
+    Both leave out continuations and log-probabilities of plain text, which they have none of.
     """
     if out.exists():
         return
     model = EvaluatedModel.load(name, folder, pick_device(device), world.few_shot_prompt if primed else None)
-    records = _answer_instructions(model, world, exam, seed)
-    if not primed:  # a few-shot prefix would change the probability of plain text
+    records = _answer_instructions(model, world, exam, seed, choose)
+    if not primed and choose is None:  # a few-shot prefix would change the probability of plain text
         records += _score_plain_texts(model, world, exam, seed)
     write_records(out, records)
 
 
-def _answer_instructions(model: EvaluatedModel, world: World, exam: ExamConfig, seed: int) -> list[_ExamRecord]:
-    generate = partial(generate_answers, model, max_tokens=exam.max_tokens, seed=seed, temperature=exam.temperature)
+def _answer_instructions(
+    model: EvaluatedModel, world: World, exam: ExamConfig, seed: int, choose: BestOfN | None
+) -> list[_ExamRecord]:
+    answer_prompts = generate_answers if choose is None else choose.generate_answers
+    generate = partial(answer_prompts, model, max_tokens=exam.max_tokens, seed=seed, temperature=exam.temperature)
     prompts = [prompt.prompt for prompt in world.prompts("test", exam.prompts)]
     completions = generate(prompts, per_prompt=exam.samples)
     records = [_ExamRecord(part="preference", text=c.prompt, said=c.completion, finish=c.finish) for c in completions]

@@ -15,7 +15,7 @@ from instructgpt.results import ResultRow, read_result_rows
 from instructgpt.run.rounds import find_newest_round, find_rounds, is_round_directory
 
 _OVER_OPTIMIZATION_NAME = "over_optimisation.jsonl"
-_STAGE_ORDER = ("base", "sft", "start", "reward", "ppo", "ppo_ptx")
+_STAGE_ORDER = ("base", "public_tasks", "sft", "start", "reward", "dpo", "expert_iteration", "ppo", "ppo_ptx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,8 @@ class RunFiles:
     rows: tuple[ResultRow, ...] = ()
     stages: Mapping[str, Stage] = field(default_factory=dict)
     over_optimization: tuple[Mapping[str, Any], ...] = ()
+    frontier: tuple[Mapping[str, Any], ...] = ()
+    """Points of every method: truth and proxy over KL, with costs."""
     rankings: tuple[Ranking, ...] = ()
     use_cases: Mapping[str, str] = field(default_factory=dict)
     unreadable_lines: tuple[str, ...] = ()
@@ -110,6 +112,7 @@ def read_run(directory: Path) -> RunFiles:
         rows=tuple(read_result_rows(results_path)) if results_path.is_file() else (),
         stages={stage.name: stage for stage in stages},
         over_optimization=tuple(_read_json_lines(over_optimization_path, unreadable_lines)),
+        frontier=tuple(_read_json_lines(newest / "evaluation" / "frontier.jsonl", unreadable_lines)),
         rankings=tuple(_read_rankings(rankings_path, unreadable_lines)) if rankings_path.is_file() else (),
         use_cases=_read_use_cases(directory / "world" / "prompts-test.jsonl"),
         round_curves={

@@ -8,7 +8,17 @@ from collections.abc import Iterable
 from instructgpt.formatting import escape_control_chars, format_short_number
 from instructgpt.results import ResultRow
 
-MODEL_NAMES = {"base": "base", "prompted": "prompted base", "sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx"}
+MODEL_NAMES = {
+    "base": "base",
+    "prompted": "prompted base",
+    "public_tasks": "public tasks",
+    "sft": "SFT",
+    "dpo": "DPO",
+    "expert_iteration": "expert iteration",
+    "best_of_n": "best of n",
+    "ppo": "PPO",
+    "ppo_ptx": "PPO-ptx",
+}
 """Policies in the order of the paper's figures -> display name."""
 
 _STAGE_NAMES = MODEL_NAMES | {"start": "PPO start", "reward": "reward model"}
@@ -16,7 +26,11 @@ _STAGE_NAMES = MODEL_NAMES | {"start": "PPO start", "reward": "reward model"}
 MODEL_COLORS = {
     "base": "#8b919c",
     "prompted": "#b58a2c",
+    "public_tasks": "#a0522d",
     "sft": "#3f88c5",
+    "dpo": "#4f6db8",
+    "expert_iteration": "#c79a3b",
+    "best_of_n": "#5f9ea0",
     "ppo": "#d9652e",
     "ppo_ptx": "#2a9d6f",
     "start": "#7b6fc4",

@@ -20,6 +20,7 @@ from instructgpt.report.results import Results
 from instructgpt.report.section import Section
 from instructgpt.report.sections.cost import cost_section
 from instructgpt.report.sections.evaluation import best_model_row, build_evaluation_sections
+from instructgpt.report.sections.frontier import frontier_section
 from instructgpt.report.sections.public import build_public_sections, map_to_paper_metrics, missing_evaluations
 from instructgpt.report.sections.rounds import rounds_section
 from instructgpt.report.sections.training import build_training_sections, missing_files, samples_section
@@ -77,10 +78,12 @@ def _render_page(run: RunFiles) -> str:
 
 def _build_sections(run: RunFiles, results: Results, findings: Sequence[Finding]) -> list[Section]:
     sample_section, rounds = samples_section(run), rounds_section(results, run.round_curves)
+    frontier = frontier_section(run.frontier)
     return [
         *([rounds] if rounds else []),
         *build_evaluation_sections(results, findings),
         *build_public_sections(results),
+        *([frontier] if frontier else []),
         *([sample_section] if sample_section else []),
         *build_training_sections(run),
         *cost_section(None if run.name else read_report_cost(run.directory)),

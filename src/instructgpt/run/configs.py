@@ -10,14 +10,17 @@ from pydantic import Field
 
 from instructgpt.config import TRAINING_ONLY_FIELDS, CommandConfig, StageConfig, did_you_mean
 
-STAGE_SECTIONS = ("pretrain", "start", "candidates", "reward", "sft", "ppo", "ppo_ptx", "exam")
+BASELINE_SECTIONS = ("public_tasks", "dpo", "expert_iteration", "best_of_n")
+"""Methods of `run --baselines`, which train on what PPO trains on."""
+STAGE_SECTIONS = ("pretrain", "start", "candidates", "reward", "sft", "ppo", "ppo_ptx", *BASELINE_SECTIONS, "exam")
 
 
 class RunConfig(StageConfig):
     """Options of the whole pipeline: sizes of the small world, or your own files.
 
     A preset or configuration file has a section for `run` and one for each of STAGE_SECTIONS: `start` is the starting
-    point of PPO, `sft` the SFT baseline, `candidates` the completions to rank, `exam` the evaluation.
+    point of PPO, `sft` the SFT baseline, `candidates` the completions to rank, `exam` the evaluation; those of
+    BASELINE_SECTIONS are the methods that --baselines adds.
     """
 
     stage: ClassVar[str] = "run"
@@ -59,6 +62,9 @@ class RunConfig(StageConfig):
     one_round_control: bool = Field(
         False, description="with --rounds, also spend as many rankings in one round, to compare"
     )
+    baselines: bool = Field(
+        False, description="also train DPO, expert iteration, best of n and SFT on public tasks, and draw the frontier"
+    )
     processes: int = Field(2, ge=1, description="processes to run in parallel (CPU)")
     stages: dict[str, dict[str, Any]] = Field({}, description="options of each stage")
 
@@ -88,6 +94,13 @@ class RunConfig(StageConfig):
                 yield f"{flag} has no effect with --{start}: each round needs labelers who rank new completions"
             elif name in self.model_fields_set and name != "rounds" and self.rounds == 1:
                 yield f"{flag} has no effect without --rounds 2 or more"
+        if self.baselines and self.has_files:
+            yield f"--baselines has no effect with --{start}: only in the small world is the truth known"
+        elif self.baselines and self.rounds > 1:
+            yield "--baselines has no effect with --rounds 2 or more; run it with one round"
+        for name in BASELINE_SECTIONS:
+            if name in self.stages and not self.baselines:
+                yield f"section {name} has no effect without --baselines"
         for name in self.stages.keys() - set(STAGE_SECTIONS):
             sections = ", ".join(("run", *STAGE_SECTIONS))
             yield f"no stage '{name}'{did_you_mean(name, STAGE_SECTIONS)}; valid sections: {sections}"

@@ -51,7 +51,7 @@ _RECORDED_PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensor
 RESUMABLE_OPTIONS = (
     frozenset({"out", "device", "resume", "processes", "patience", "track", "checkpoints"})
     | frozenset({"checkpoint_minutes", "keep_state", "save_every", "save_limit", "cuda_graphs"})
-    | frozenset({"rounds", "one_round_control"})
+    | frozenset({"rounds", "one_round_control", "baselines"})
     | frozenset({"microbatch_tokens", "validation_interval"})
     | frozenset({"kl_alarm", "min_entropy", "parity_tolerance", "parity_rms_tolerance"})
 )

@@ -11,6 +11,7 @@ _STAGE_DESCRIPTIONS = {
     "sft": "a policy fine-tuned on demonstrations (InstructGPT, section 3.5)",
     "reward": "a reward model trained on K-wise rankings (InstructGPT, section 3.5)",
     "dpo": "a policy trained on K-wise rankings by direct preference optimization (Rafailov et al. 2023)",
+    "expert-iteration": "a policy fine-tuned on its own best completions by score (Dong et al. 2023)",
     "ppo": "a policy trained with PPO against a reward model (InstructGPT, equation 2)",
 }
 _TEMPLATE = """---

@@ -151,9 +151,15 @@ class DPOConfig(StageConfig):
     lr: float = Field(1e-6, gt=0, description="peak learning rate; cosine to a tenth")
     warmup: float = Field(0.1, ge=0, le=1, description="learning-rate warm-up, as a share of all steps")
     keep: Literal["best", "last"] = Field("last", description="saved step: the last, or the best on validation data")
+    save_every: int = Field(0, ge=0, description="steps between policies saved while it trains; 0: none")
+    save_limit: int = Field(0, ge=0, description="policies of --save-every to keep, the latest ones; 0: all")
     skip_bad: bool = Field(False, description="skip and count bad lines")
     processes: int = Field(1, ge=1, description="ranks to start on this machine; torchrun starts its own")
     patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds without an answer before a rank counts as dead")
+
+    def ineffective_options(self) -> Iterator[str]:
+        if self.save_limit and not self.save_every:
+            yield "--save-limit has no effect without --save-every"
 
 
 class PPOConfig(StageConfig):

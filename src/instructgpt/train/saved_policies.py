@@ -16,14 +16,20 @@ from instructgpt.models.loading import saved_dtype
 from instructgpt.models.policy import count_parameters, save_policy
 from instructgpt.models.sharding import full_model_on_rank0
 from instructgpt.run.directory import RunDirectory
-from instructgpt.train.configs import PPOConfig, SFTConfig
+from instructgpt.train.configs import DPOConfig, PPOConfig, SFTConfig
 
 
 class SavedPolicies:
-    """The policies of a run at every so many units: PPO steps, or epochs of `sft`."""
+    """The policies of a run at every so many units: steps, or epochs of `sft`."""
 
     def __init__(
-        self, run: RunDirectory, config: SFTConfig | PPOConfig, model: Any, completed: int, total: int, unit: str
+        self,
+        run: RunDirectory,
+        config: SFTConfig | DPOConfig | PPOConfig,
+        model: Any,
+        completed: int,
+        total: int,
+        unit: str,
     ) -> None:
         """Remove policies that were saved after the checkpoint that the run resumes from, and look at the disk.
 

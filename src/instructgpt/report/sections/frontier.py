@@ -1,0 +1,176 @@
+"""The section on the frontier: truth and proxy of every method over its KL divergence, costs, and win rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from instructgpt.formatting import format_short_number, format_si
+from instructgpt.report.charts import model_legend
+from instructgpt.report.naming import format_estimate, model_color, model_name, sort_models
+from instructgpt.report.section import ReportTable, Section
+from instructgpt.report.svg import Curve, render_figure, render_line_panel
+from instructgpt.results import ResultRow
+
+_START = "start"
+_BEST_OF_N = "best_of_n"
+_MEASURES = {"utility": "truth", "heldout": "held-out labelers' opinion", "score": "proxy: the reward model's score"}
+_WIN_RATES = {
+    "win_rate_test_training": "preferred to the start, training labelers",
+    "win_rate_test_heldout": "preferred to the start, held-out labelers",
+}
+_VALIDATION = "win_rate_validation_training"
+
+
+def frontier_section(points: Sequence[Mapping[str, Any]]) -> Section | None:
+    """Return the section, or None without points."""
+    methods = [name for name in sort_models(str(point["method"]) for point in points) if name != _START]
+    if not methods:
+        return None
+    by_method = {name: [point for point in points if point["method"] == name] for name in methods}
+    return Section(
+        id="frontier",
+        title="Frontier",
+        headline=" ".join(_describe_method(name, by_method[name]) for name in methods),
+        paper="compares PPO with SFT alone. Best of n is the usual yardstick (Stiennon et al. 2020; Gao et al. 2022).",
+        figure=render_figure(_gain_panels(by_method), model_legend(methods)),
+        caption="Gains over the start on the same test prompts, in standard deviations of the start's answers, so that "
+        "truth (solid) and proxy (dashed) share an axis; bands are 95 % intervals over prompts. The KL divergence is "
+        "measured on each policy's samples; that of best of n is its upper bound, log n − (n − 1)/n. Methods spend KL "
+        "differently: the last panels compare them by proxy and by cost.",
+        extra_figure=render_figure(_cost_panels(by_method), model_legend(methods)),
+        tables=(_win_rate_table(by_method), _points_table(points)),
+    )
+
+
+def _gain(point: Mapping[str, Any], measure: str, end: str = "gain") -> float:
+    """Return a gain, or an end of its interval, in standard deviations of the start's answers."""
+    deviation = float(point.get(f"{measure}_start_sd") or 0) or 1.0
+    value = point.get(f"{measure}_{end}")
+    return float(point[f"{measure}_gain"] if value is None else value) / deviation
+
+
+def _gain_curve(method: str, points: Sequence[Mapping[str, Any]], measure: str, x_values: Sequence[float]) -> Curve:
+    """Return the curve of a method, from the start, which every method leaves."""
+    gains, low, high = ([0.0, *(_gain(p, measure, end) for p in points)] for end in ("gain", "low", "high"))
+    x, is_proxy = [0.0, *x_values], measure == "score"
+    bands: dict[str, Any] = {} if is_proxy else {"low": low, "high": high}
+    return Curve(model_name(method), model_color(method), x, gains, dashed=is_proxy, show_markers=True, **bands)
+
+
+def _gain_panels(by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    panels = []
+    for title, measures in (("Truth (solid) and proxy (dashed)", ("utility", "score")), ("Truth", ("utility",))):
+        panels.append((title, measures))
+    panels.append(("Held-out labelers' opinion", ("heldout",)))
+    return [
+        render_line_panel(
+            f"{title} over √KL",
+            [
+                _gain_curve(name, points, measure, [float(point["sqrt_kl"]) for point in points])
+                for measure in measures
+                for name, points in by_method.items()
+            ],
+            "√KL from the start (best of n: bound)",
+        )
+        for title, measures in panels
+    ]
+
+
+def _cost_panels(by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Truth over the proxy's gain, over training FLOPs, and over FLOPs an answer, as powers of ten."""
+    panels = [
+        render_line_panel(
+            "Truth over proxy",
+            [
+                _gain_curve(name, points, "utility", [_gain(point, "score") for point in points])
+                for name, points in by_method.items()
+            ],
+            "gain in the reward model's score",
+        )
+    ]
+    for cost, label in (("training_flops", "training FLOPs"), ("answer_flops", "FLOPs an answer")):
+        curves = [
+            Curve(
+                model_name(name),
+                model_color(name),
+                [math.log10(float(point[cost])) for point in points if point[cost] > 0],
+                [_gain(point, "utility") for point in points if point[cost] > 0],
+                show_markers=True,
+            )
+            for name, points in by_method.items()
+        ]
+        panels.append(render_line_panel(f"Truth over {label}", curves, f"{label}, as a power of ten"))
+    return panels
+
+
+def _describe_method(method: str, points: Sequence[Mapping[str, Any]]) -> str:
+    """Describe whether truth fell while the method went on."""
+    best, last = max(points, key=lambda point: _gain(point, "utility")), points[-1]
+    name, value = model_name(method), format_short_number(_gain(last, "utility"))
+    if best is last:
+        return f"{name}: truth was still at its best at the end, {value} above the start."
+    is_worse = _gain(last, "utility", "high") < _gain(best, "utility", "low")
+    verdict = "surely lower: over-optimised" if is_worse else "within the intervals: no over-optimisation to be seen"
+    best_value = format_short_number(_gain(best, "utility"))
+    kl = format_short_number(float(best["kl"]))
+    return f"{name}: truth was best at a KL of {kl}, {best_value}, and ended at {value}, {verdict}."
+
+
+# --- tables --------------------------------------------------------------------------------------------------------
+
+
+def _win_rate_table(by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> ReportTable:
+    """Compare each method's own best point, chosen on validation prompts, and its point nearest to a common KL."""
+    policies = [points[-1] for name, points in by_method.items() if name != _BEST_OF_N]
+    common_kl = min((float(point["kl"]) for point in policies), default=0.0)
+    rows = []
+    for method, points in by_method.items():
+        chosen = max(points, key=lambda point: point.get(_VALIDATION) or 0.0)
+        nearest = min(points, key=lambda point: abs(float(point["kl"]) - common_kl))
+        for title, point in (("own best", chosen), ("equal KL", nearest)):
+            cells = (_format_estimate(point, rate) for rate in _WIN_RATES)
+            rows.append(
+                (model_name(method), title, _point_name(point), format_short_number(float(point["kl"])), *cells)
+            )
+    return ReportTable(
+        "Win rates at each method's own best and at about equal KL",
+        ("method", "point", "which", "KL, nats", *_WIN_RATES.values()),
+        tuple(rows),
+        (
+            "Own best: most often preferred to the start by training labelers on validation prompts; the test prompts "
+            "had no say. Best of a few is a little lucky there, not on the test prompts.",
+            f"Equal KL: the saved point nearest to {format_short_number(common_kl)} nats, the least that a finished "
+            "policy has; for best of n the bound counts.",
+        ),
+    )
+
+
+def _format_estimate(point: Mapping[str, Any], rate: str) -> str:
+    numbers = (point.get(rate), point.get(f"{rate}_low"), point.get(f"{rate}_high"))
+    return format_estimate(ResultRow("frontier", "win_rate_vs_start", str(point["label"]), "", *numbers, 0))
+
+
+def _point_name(point: Mapping[str, Any]) -> str:
+    label = str(point["label"])
+    place = label.partition("@")[2]
+    if point.get("n") is not None:
+        return label
+    return "end" if not place else f"step {place}" if place.isdigit() else place.replace("-", " ")
+
+
+def _points_table(points: Sequence[Mapping[str, Any]]) -> ReportTable:
+    head = ("method", "point", "KL, nats", *_MEASURES.values(), "training FLOPs", "FLOPs an answer")
+    rows = tuple(
+        (
+            model_name(str(point["method"])),
+            _point_name(point),
+            ("≤ " if point.get("kl_is_bound") else "") + format_short_number(float(point["kl"])),
+            *(format_short_number(float(point[measure])) for measure in _MEASURES),
+            *(format_si(float(point[cost])) for cost in ("training_flops", "answer_flops")),
+        )
+        for point in points
+    )
+    note = "Training FLOPs are those after the start, the reward model's included where the method uses one; "
+    return ReportTable("The points", head, rows, (f"{note}rankings cost people's time besides.",))
