@@ -98,3 +98,13 @@ def test_alpha_s_interval_holds_the_truth():
         found = krippendorff_alpha(np.tile(np.arange(80), 3), values.tolist())
         held += found.low <= 0.36 <= found.high
     assert held / 400 == pytest.approx(0.95, abs=0.02 + 0.011)
+
+
+def test_alpha_of_krippendorff_s_example():
+    """Four observers, twelve units, gaps (Krippendorff, 2011): 0.743, 0.815 and 0.849."""
+    rows = ("123321412...", "1233224125.3", ".3332342251.", "12332441251.")
+    units, values = zip(
+        *((unit, int(value)) for row in rows for unit, value in enumerate(row) if value != "."), strict=True
+    )
+    alphas = [krippendorff_alpha(units, values, level).value for level in ("nominal", "ordinal", "interval")]
+    assert alphas == pytest.approx([0.743, 0.815, 0.849], abs=5e-4)
