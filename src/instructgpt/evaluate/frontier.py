@@ -179,9 +179,10 @@ def measure_frontier(
     parameters = [sum(p.numel() for p in model.parameters()) for model in (start_model.lm, reward.model)]
     wins: dict[str, dict[tuple[str, str], ResultRow]] = {}
     for split in _SPLITS:
-        points[split] += _best_of_n_points(inputs, samples[split], reward_flops, parameters)
+        values = list(_sample_values(inputs, samples[split]))
+        points[split] += _best_of_n_points(inputs, samples[split], values, reward_flops, parameters)
         wins[split] = _measure_wins(inputs, points[split])
-    start = _start_means(inputs, samples["test"])
+        start = _start_means(values)  # that of the last split, the test prompts
     rows = [_make_row(point, start, wins) for point in points["test"]]
     write_records(out, rows)
     console.print(f"[bold]frontier[/] {len(rows)} points: {out}", soft_wrap=True)
@@ -250,17 +251,21 @@ def _sample_values(inputs: FrontierInputs, samples: Sequence[SampledPrompt]) -> 
 
 
 def _best_of_n_points(
-    inputs: FrontierInputs, samples: Sequence[SampledPrompt], reward_flops: float, parameters: Sequence[int]
+    inputs: FrontierInputs,
+    samples: Sequence[SampledPrompt],
+    sample_values: Sequence[Mapping[str, torch.Tensor]],
+    reward_flops: float,
+    parameters: Sequence[int],
 ) -> list[_Point]:
     """Return best of 1, 2, 4 … as points: unbiased estimates from all samples, and answers chosen from random subsets.
 
     Args:
+        sample_values: every measure of every sample, by prompt.
         parameters: of the policy and of the reward model.
     """
     config = inputs.config
     sorted_values = [
-        {name: sort_with_tie_means(values["score"], values[name]) for name in MEASURES}
-        for values in _sample_values(inputs, samples)
+        {name: sort_with_tie_means(values["score"], values[name]) for name in MEASURES} for values in sample_values
     ]
     tokens = fmean(prompt.tokens / len(prompt.samples) for prompt in samples)
     points = []
@@ -282,10 +287,10 @@ def _choose_answers(prompt: SampledPrompt, n: int, count: int, label: str) -> li
     return [prompt.answer(sample, label) for sample in best]
 
 
-def _start_means(inputs: FrontierInputs, samples: Sequence[SampledPrompt]) -> dict[str, tuple[list[float], float]]:
+def _start_means(sample_values: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, tuple[list[float], float]]:
     """Return, for each measure, the start's mean at each prompt and its standard deviation over all samples."""
     tables: dict[str, list[torch.Tensor]] = defaultdict(list)
-    for values in _sample_values(inputs, samples):
+    for values in sample_values:
         for name in MEASURES:
             tables[name].append(values[name])
     return {

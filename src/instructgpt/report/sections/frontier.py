@@ -32,8 +32,9 @@ def frontier_section(points: Sequence[Mapping[str, Any]]) -> Section | None:
     return Section(
         id="frontier",
         title="Frontier",
-        headline=" ".join(_describe_method(name, by_method[name]) for name in methods),
-        paper="compares PPO with SFT alone. Best of n is the usual yardstick (Stiennon et al. 2020; Gao et al. 2022).",
+        headline=" ".join(map(_describe_method, methods, by_method.values())),
+        paper="compares PPO with SFT on labelers' demonstrations and on public tasks (FLAN, T0). Best of n and the plot over √KL are "
+        "those of Stiennon et al. 2020 and Gao et al. 2022.",
         figure=render_figure(_gain_panels(by_method), model_legend(methods)),
         caption="Gains over the start on the same test prompts, in standard deviations of the start's answers, so that "
         "truth (solid) and proxy (dashed) share an axis; bands are 95 % intervals over prompts. The KL divergence is "
@@ -108,7 +109,8 @@ def _cost_panels(by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[s
 def _describe_method(method: str, points: Sequence[Mapping[str, Any]]) -> str:
     """Describe whether truth fell while the method went on."""
     best, last = max(points, key=lambda point: _gain(point, "utility")), points[-1]
-    name, value = model_name(method), format_short_number(_gain(last, "utility"))
+    name = model_name(method)[:1].upper() + model_name(method)[1:]
+    value = format_short_number(_gain(last, "utility"))
     if best is last:
         return f"{name}: truth was still at its best at the end, {value} above the start."
     is_worse = _gain(last, "utility", "high") < _gain(best, "utility", "low")
