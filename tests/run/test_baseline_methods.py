@@ -172,3 +172,11 @@ def test_what_has_no_effect_is_named(
     outcome = command("run", "--config", str(tmp_path / "dpo.yaml"), "--out", str(tmp_path / "run"), *words)
     assert outcome.code == 2
     assert problem in outcome.err
+
+
+def test_their_options_can_be_swept(tmp_path: Path, command: Callable[..., Outcome]) -> None:
+    (tmp_path / "recipe.yaml").write_text("run: {words: 60000, baselines: true}")
+    words = ["sweep", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "sweep"), "--dry-run"]
+    outcome = command(*words, "--vary", "dpo.lr=1e-4,2e-4")
+    assert outcome.code == 0
+    assert "dpo.lr 2e-4, seed 0" in outcome.out

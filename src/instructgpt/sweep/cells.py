@@ -208,6 +208,8 @@ def resolve_stages(config: RunConfig) -> dict[str, Any]:
                 prefix = f"{round_.name}/" if round_.name else ""
                 parts = {"candidates": round_.candidates, "reward": round_.reward, **round_.policies}
                 resolved |= {f"{prefix}{part}": _settings(part_config) for part, part_config in parts.items()}
+        elif name == "baselines":
+            resolved |= {method: _settings(method_config) for method, method_config in stage.items()}
         else:
             resolved[name] = _settings(stage)
     return resolved

@@ -19,7 +19,9 @@ from instructgpt.run.directory import read_jsonl_log, read_run_record
 from instructgpt.statistics import intervals
 from instructgpt.sweep.cells import Axis
 
-_DIRECTORIES = {"base": "pretrain"} | {name: name for name in ("start", "reward", "sft", "ppo", "ppo_ptx")}
+_DIRECTORIES = {"base": "pretrain"} | {
+    name: name for name in ("start", "reward", "sft", "ppo", "ppo_ptx", "dpo", "public_tasks")
+}
 """Stage directories with validation metrics -> name of the stage in a metric."""
 DEFAULT_CHOICE = {
     "run": "ppo_ptx:validation/scores",
@@ -30,6 +32,10 @@ DEFAULT_CHOICE = {
     "sft": "sft:validation/score",
     "ppo": "ppo:validation/scores",
     "ppo_ptx": "ppo_ptx:validation/scores",
+    "public_tasks": "-public_tasks:loss/validation",
+    "dpo": "dpo:validation/accuracy",
+    "expert_iteration": "",
+    "best_of_n": "",
     "exam": "",
 }
 """Validation metric that chooses, by the last stage that is varied; a minus means that lower is better."""
