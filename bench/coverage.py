@@ -25,6 +25,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import coverage_groups
 import coverage_numbers as numbers
 import coverage_tests as tests
 import numpy as np
@@ -40,6 +41,7 @@ GROUPS: dict[str, Callable[[], Iterator[Case]]] = {
     "length": numbers.length_controlled,
     "temperature": numbers.temperatures,
     "labeler": numbers.by_labeler,
+    "groups": coverage_groups.groups,
     "p": tests.p_values,
     "holm": tests.family_wise,
     "habits": tests.habits,

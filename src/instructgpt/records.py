@@ -106,7 +106,7 @@ def _reject_bool(value: object) -> object:
 Identifier = Annotated[str, BeforeValidator(_number_to_text)]
 _StrictInteger = Annotated[int, BeforeValidator(_reject_bool)]
 
-_METADATA_COLUMNS = ("id", "user", "labeler", "cohort", "source", "use_case", "split")
+_METADATA_COLUMNS = ("id", "user", "labeler", "cohort", "group", "source", "use_case", "split")
 """Columns about a record's origin. An empty string there means missing, as in an empty table cell."""
 
 
@@ -292,6 +292,8 @@ class Ranking(PromptFields):
     ranks: tuple[_StrictInteger, ...]
     labeler: Identifier | None = None
     cohort: RankingCohort | None = None
+    group: Identifier | None = None
+    """The labeler's own group, where the labeler declared one; see `statistics.group_preferences`."""
     source: str | None = None
     models: tuple[str, ...] | None = None
     finish: tuple[Literal["stop", "length"], ...] | None = None

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from instructgpt.cli import run_command as command
 from instructgpt.data.cli import print_dataset_stats
 from instructgpt.data.configs import StatsConfig
-from instructgpt.data.stats import describe, length_win_rate
+from instructgpt.data.stats import build_stats_tables, describe, length_win_rate
 from instructgpt.errors import InputError
-from instructgpt.records import Demonstration, Prompt, Ranking, write_records
+from instructgpt.records import Demonstration, Prompt, Ranking, read_records, write_records
 from instructgpt.statistics.agreement import inter_labeler_agreement
 
 
@@ -116,3 +117,28 @@ def test_a_bad_line_of_a_corpus_is_counted_once(tmp_path: Path, capsys: pytest.C
 def test_the_same_completions_twice_are_compared_turn_by_turn() -> None:
     rows = [ranking("x", 1, 2, 3), ranking("x", 3, 2, 1), ranking("y", 1, 2, 3), ranking("y", 3, 2, 1)]
     assert inter_labeler_agreement(rows).decided.value == 1.0
+
+
+def test_groups_of_five_people_are_compared_and_smaller_ones_are_in_no_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"prompt": f"p{p}", "completions": ["a", "b"], "ranks": ranks, "labeler": f"{group}{i}", "group": group}
+        for p in range(4)
+        for group, people, ranks in (("north", 6, [1, 2]), ("south", 5, [2, 1]), ("hamlet", 4, [1, 2]))
+        for i in range(people)
+    ]
+    path = tmp_path / "rankings.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "stats.json"
+    assert command(["data", "stats", "--data", str(path), "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "hamlet" not in text + out.read_text()
+    assert "smaller groups are left out" in text
+    tables = {table.title: table.to_dicts() for table in build_stats_tables(read_records(Ranking, path), {})}
+    assert tables["people in groups"] == [{"group": "north", "people": 6}, {"group": "south", "people": 5}]
+    shares = {
+        (row["group"], row["other group"]): row["share"] for row in tables["agreement of groups (pairs both decide)"]
+    }
+    assert shares["north", "south"] == 0
+    assert shares["north", "north"] == shares["south", "south"] == 1

@@ -85,3 +85,13 @@ def test_unanimity_counts_as_much_as_its_scarcer_clusters():
     assert p[10, 1] == pytest.approx(2 / 2**10)
     assert p[10, 2] == pytest.approx(1 / 6)
     assert p[10, 5] == pytest.approx(6 / 6**5)
+
+
+def test_benjamini_hochberg_is_scipy_s():
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 7, 40):
+        p_values = (rng.random(count) ** 3).tolist()
+        p_values[-1] = p_values[0]  # ties
+        expected = stats.false_discovery_control(p_values)
+        assert significance.benjamini_hochberg_correction(p_values) == pytest.approx(expected.tolist())
+    assert significance.benjamini_hochberg_correction([]) == []

@@ -16,12 +16,16 @@ from rich.table import Table
 from instructgpt.data.dedup import get_prompt_group, prompt_text_without_system
 from instructgpt.records import Demonstration, Document, PromptFields, Ranking, Record
 from instructgpt.statistics.agreement import inter_labeler_agreement
+from instructgpt.statistics.group_preferences import MIN_GROUP_SIZE, differing_prompts, find_groups, group_agreement
+from instructgpt.statistics.intervals import Estimate
 
 _Cell = str | int | float | None
 LengthFunction = Callable[[Sequence[str]], list[int]]
 """Texts -> lengths in some unit."""
 
 _DESCRIBE_COLUMNS = ("n", "mean", "sd", "min", "25 %", "50 %", "75 %", "max")
+_MAX_PRINTED_CHARACTERS = 80
+"""Printed characters of a cell, such as a prompt; the JSON has all."""
 _MAX_PRINTED_ROWS = 24
 """Printed rows of a table; the JSON has all."""
 
@@ -51,7 +55,12 @@ class StatsTable:
 
 
 def _format_cell(cell: _Cell) -> str:
-    return "" if cell is None else f"{cell:.0f}" if isinstance(cell, float) else escape(str(cell))
+    if cell is None or isinstance(cell, float):
+        return "" if cell is None else f"{cell:.0f}"
+    text = str(cell)
+    if len(text) > _MAX_PRINTED_CHARACTERS:
+        text = " ".join(text.split())[: _MAX_PRINTED_CHARACTERS - 1] + "…"
+    return escape(text)
 
 
 def lengths_in_characters(texts: Sequence[str]) -> list[int]:
@@ -236,7 +245,68 @@ def build_stats_tables(records: Sequence[Record], length_functions: Mapping[str,
             tables.append(length_table(f"lengths by {name}", records, length_functions, column_getter(name)))
     tables += _conversation_tables(records, length_functions)
     rankings = [record for record in records if isinstance(record, Ranking)]
-    return tables + (_ranking_tables(rankings) if rankings else [])
+    return tables + (_ranking_tables(rankings) + _group_tables(rankings) if rankings else [])
+
+
+def _group_tables(rankings: Sequence[Ranking]) -> list[StatsTable]:
+    """Return sizes of labelers' groups, agreement within and between them, and what they differ on; none if undeclared.
+
+    Groups of fewer than five people are in no table.
+    """
+    if all(ranking.group is None for ranking in rankings):
+        return []
+    groups = find_groups(rankings)
+    notes: list[tuple[_Cell, ...]] = [
+        (f"people behind every number about a group, at least: {MIN_GROUP_SIZE}",),
+        *([("smaller groups are left out",)] if groups.has_small_groups else []),
+        *(
+            [(f"labelers in several groups, who count in none: {groups.contradictory}",)]
+            if groups.contradictory
+            else []
+        ),
+        *(
+            [(f"rankings with a group but no labeler, which count in none: {groups.anonymous}",)]
+            if groups.anonymous
+            else []
+        ),
+    ]
+    result = group_agreement(rankings, groups)
+    sizes = tuple(zip(groups.names, groups.sizes, strict=True))
+    tables = [StatsTable("groups", ("note",), tuple(notes)), StatsTable("people in groups", ("group", "people"), sizes)]
+    if not groups.names:
+        return tables[:1]
+    rows: list[tuple[_Cell, ...]] = [
+        (pair.first, pair.second, *_estimate_cells(pair.agreement), "" if pair.agreement.n else "cannot tell")
+        for pair in result.pairs
+    ]
+    rows += [
+        ("the same group", "", *_estimate_cells(result.within_groups), ""),
+        ("different groups", "", *_estimate_cells(result.between_groups), ""),
+        ("same less different", "", *_estimate_cells(result.difference), result.verdict),
+    ]
+    columns = ("group", "other group", "pairs", "share", "low", "high", "verdict")
+    tables.append(StatsTable("agreement of groups (pairs both decide)", columns, tuple(rows)))
+    differences, compared = differing_prompts(rankings, groups)
+    prompt_columns = ("prompt", "group", "people", "other group", "its people", "difference", "p", "verdict")
+    prompt_rows = tuple(
+        (
+            str(item.prompt),
+            item.first,
+            item.people[0],
+            item.second,
+            item.people[1],
+            item.difference,
+            item.p_value,
+            item.verdict,
+        )
+        for item in differences
+    )
+    title = f"prompts where groups differ most (of {compared} that five people of two groups judged)"
+    return [*tables, StatsTable(title, prompt_columns, prompt_rows)]
+
+
+def _estimate_cells(estimate: Estimate) -> tuple[_Cell, ...]:
+    return (estimate.n, estimate.value, estimate.low, estimate.high)
 
 
 def _boolean_column_tables(records: Sequence[Record]) -> list[StatsTable]:

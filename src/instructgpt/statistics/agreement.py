@@ -215,7 +215,7 @@ def kendall_tau(cells: AgreementCells) -> Estimate:
     ones = np.ones_like(tau)
     return t_interval(
         float(tau.mean()),
-        _dyadic_uncertainty(cells.prompt, cells.first, cells.second, residuals(tau, ones), ones),
+        dyadic_uncertainty(cells.prompt, cells.first, cells.second, residuals(tau, ones), ones),
         len(tau),
         CORRELATION,
     )
@@ -256,7 +256,7 @@ def concordance(rankings: Sequence[HasRanks]) -> Concordance:
     return Concordance(
         t_interval(
             float((chance + slope * correlation).sum()) / total,
-            _dyadic_uncertainty(prompt_index, first, second, error, weight),
+            dyadic_uncertainty(prompt_index, first, second, error, weight),
             round(total),
             SHARE,
         ),
@@ -331,7 +331,7 @@ def _ratio_estimate(cells: AgreementCells, numerator: FloatArray, denominator: F
     value = min(1.0, float(numerator.sum() / denominator.sum()))
     return t_interval(
         value,
-        _dyadic_uncertainty(
+        dyadic_uncertainty(
             cells.prompt[nonzero],
             cells.first[nonzero],
             cells.second[nonzero],
@@ -343,7 +343,7 @@ def _ratio_estimate(cells: AgreementCells, numerator: FloatArray, denominator: F
     )
 
 
-def _dyadic_uncertainty(
+def dyadic_uncertainty(
     prompt: IntArray, first: IntArray, second: IntArray, error: FloatArray, weight: FloatArray
 ) -> Uncertainty:
     """Return the uncertainty of a ratio of sums over rows (C,) that share prompts, or a labeler on either side.

@@ -124,3 +124,13 @@ class _TwoWayStatistic:
         negligible = variance <= 1e-10 * mean**2  # rounding errors of the forms, where nothing varies
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(negligible, np.where(mean == 0, 0.0, np.inf), np.abs(mean) / np.sqrt(variance))
+
+
+def benjamini_hochberg_correction(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values of many comparisons for the false discovery rate (Benjamini and Hochberg, 1995)."""
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p)[::-1]
+    scaled = p[order] * len(p) / np.arange(len(p), 0, -1)
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(1.0, np.minimum.accumulate(scaled))
+    return [float(value) for value in corrected]

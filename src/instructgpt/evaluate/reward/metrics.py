@@ -105,6 +105,11 @@ def _observations(rankings: Sequence[ScoredRanking], model: str, metric: str) ->
     return [Observation(model, value, _clusters(r)[:keys]) for r in rankings for value in metric_fn(r)]
 
 
+def pair_accuracy_measurements(rankings: Sequence[ScoredRanking], model: str) -> intervals.Measurements:
+    """Return whether the model orders each decided pair as its labeler does, with prompts and labelers as clusters."""
+    return to_measurements(_observations(rankings, model, "pair_accuracy"))
+
+
 def _clusters(ranking: ScoredRanking) -> tuple[str, str]:
     return ranking.prompt, ranking.labeler or ""
 

@@ -18,6 +18,7 @@ from instructgpt.evaluate.comparison_settings import ComparisonSettings
 from instructgpt.evaluate.preference_inputs import resolve_data_files, subsample_prompts
 from instructgpt.evaluate.reward import reward_bench
 from instructgpt.evaluate.reward.calibration import reliability_curve
+from instructgpt.evaluate.reward.groups import group_notices, group_rows
 from instructgpt.evaluate.reward.metrics import REWARD_MODEL_EVALUATION, ScoredRanking, measure, score_gaps
 from instructgpt.evaluate.reward.scores import attach_reward_scores, cached_reward_scores
 from instructgpt.io import SkippedLines, iter_rows, skip_or_raise
@@ -55,7 +56,9 @@ def run_reward_model_evaluation(settings: ComparisonSettings, map_fn: Callable[.
             raise InputError(f"evaluate reward_model: no two completions of different ranks fit the context of {name}")
         pairs = list(reward_bench.iter_scored_pairs(scored))
         write_records(settings.folder / f"{name}-pairs.jsonl.gz", pairs)
-        rows += measure(scored, name) + reliability_rows(scored, name)
+        rows += measure(scored, name) + group_rows(scored, name) + reliability_rows(scored, name)
+        for notice in group_notices(scored):
+            console.print(f"{name}: {notice}", markup=False, soft_wrap=True)
         if second := [r for r in scored if reward_bench.NUM_CORRECT_COLUMN in (r.model_extra or {})]:
             rows += reward_bench.measure_reward_bench_2(second, name)
         elif any("subset" in (ranking.model_extra or {}) for ranking in scored):

@@ -24,7 +24,7 @@ from instructgpt.results import ResultRow
 _HEADLINE_MODELS = ("ppo_ptx", "ppo", "sft")
 """The headline uses the first of these models that was measured."""
 
-_SEPARATE_CONDITION_PREFIXES = ("bin/", *BUCKET_PREFIXES)
+_SEPARATE_CONDITION_PREFIXES = ("bin/", "group/", *BUCKET_PREFIXES)
 """Conditions of the reward model that have a section of their own."""
 
 
