@@ -104,6 +104,7 @@ COMMANDS = (
         positional="names",
     ),
     Command("judge toxicity", "evaluate.ToxicityConfig", "evaluate.toxicity.classifier", "train a toxicity scorer"),
+    Command("judge refusal", "evaluate.RefusalConfig", "evaluate.refusal.training", "train a refusal detector"),
     Command(
         "judge truth",
         "evaluate.JudgeConfig",

@@ -200,6 +200,18 @@ class ToxicityConfig(StageConfig):
     skip_bad: bool = Field(False, description="skip and count bad lines instead of stopping at the first")
 
 
+class RefusalConfig(StageConfig):
+    stage: ClassVar[str] = "refusal"
+    excluded_fields: ClassVar[frozenset[str]] = TRAINING_ONLY_FIELDS
+
+    data: tuple[Path, ...] = Field(
+        description="labeled answers: `prompt`, `completion`, `model`, `label` (full_compliance, partial_refusal or "
+        "full_refusal)"
+    )
+    l2: float = Field(1e-4, gt=0, description="strength of the L2 penalty")
+    skip_bad: bool = Field(False, description="skip and count bad lines instead of stopping at the first")
+
+
 class CandidatesConfig(StageConfig):
     """Completions for labelers to rank. The newest policy writes what the shares leave."""
 

@@ -1,0 +1,1 @@
+"""Refusals: a trained detector with its cross-validation, and a string matcher beside it."""
