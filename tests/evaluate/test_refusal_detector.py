@@ -14,7 +14,7 @@ from instructgpt.errors import InputError
 from instructgpt.evaluate.refusal.detector import (
     RefusalDetector,
     fit_refusal_detector,
-    fit_temperature,
+    fit_refusal_temperature,
     refusal_features,
 )
 from instructgpt.evaluate.refusal.matcher import REFUSAL_CLASSES, match_refusal
@@ -165,7 +165,7 @@ def test_temperature_is_recovered():
     rng = np.random.default_rng(0)
     logits = 3 * rng.standard_normal((4000, 3))
     classes = np.array([rng.choice(3, p=p) for p in special.softmax(logits / 2, axis=1)])
-    assert fit_temperature(logits, classes) == pytest.approx(2, rel=0.1)
+    assert fit_refusal_temperature(logits, classes) == pytest.approx(2, rel=0.1)
     calibrated = calibrate_by_fold(logits, classes, np.arange(4000) % 4)
     raw = calibration_metrics(special.softmax(logits, axis=1), classes)
     assert calibration_metrics(calibrated, classes)["expected_calibration_error"] < 0.03

@@ -167,7 +167,7 @@ def fit_refusal_detector(ngrams: sparse.csr_array, cues: _Floats, classes: _Ints
     return RefusalDetector(weights, rarity, bias)
 
 
-def fit_temperature(logits: _Floats, classes: _Ints) -> float:
+def fit_refusal_temperature(logits: _Floats, classes: _Ints) -> float:
     """Return the temperature with the least cross-entropy on held-out logits (Guo et al. 2017), 0.05 to 20."""
 
     def loss(log_temperature: float) -> float:

@@ -15,7 +15,8 @@ REFUSAL_PATTERNS = {
     "unwilling": rf"{_SUBJECT} (?:will not|must decline|decline to|refuse to|not comfortable|not willing)\b",
     "regret": r"\bsorry\b(?:,| but|\.)|\bi am(?: \w+)? sorry\b|\bi apologi[sz]e\b|\bmy apologies\b",
     "identity": r"\bas an? (?:\w+ )?(?:ai|assistant|language model)\b",
-    "wrong": r"\bit(?:'s| is| would be) (?:\w+ )?(?:not appropriate|inappropriate|illegal|unethical|not ethical|wrong)\b",
+    "wrong": r"\bit(?:'s| is| would be) (?:\w+ )?"
+    r"(?:not appropriate|inappropriate|illegal|unethical|not ethical|wrong)\b",
     "unknown": r"\bi do not have (?:access|any|information|personal)\b",
 }
 """Kinds of phrases, each a regular expression over text of `normalize_answer`."""

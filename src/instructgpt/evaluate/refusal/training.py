@@ -18,7 +18,7 @@ from instructgpt.errors import InputError
 from instructgpt.evaluate.configs import RefusalConfig
 from instructgpt.evaluate.refusal.detector import (
     fit_refusal_detector,
-    fit_temperature,
+    fit_refusal_temperature,
     refusal_features,
     with_temperature,
 )
@@ -83,7 +83,7 @@ def main(config: RefusalConfig) -> Path:
     validation = measure_validation(rows, classes, model_keys, folds, logits)
     _print_validation(validation)
     detector = fit_refusal_detector(ngrams, cues, classes, config.l2)
-    detector = with_temperature(detector, fit_temperature(logits["models"], classes))
+    detector = with_temperature(detector, fit_refusal_temperature(logits["models"], classes))
     counts = {name: int((classes == index).sum()) for index, name in enumerate(REFUSAL_CLASSES)}
     skipped_counts = {"bad lines": len(skipped.reasons) if skipped else 0}
     return run.finish(

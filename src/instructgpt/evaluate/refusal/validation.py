@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse, special
 
-from instructgpt.evaluate.refusal.detector import fit_refusal_detector, fit_temperature
+from instructgpt.evaluate.refusal.detector import fit_refusal_detector, fit_refusal_temperature
 from instructgpt.evaluate.refusal.matcher import REFUSAL_CLASSES
 from instructgpt.statistics import intervals
 from instructgpt.statistics.intervals import SHARE, Estimate
@@ -51,7 +51,7 @@ def calibrate_by_fold(logits: _Floats, classes: _Ints, folds: Sequence[int] | _I
     folds = np.asarray(folds)
     probabilities = np.empty_like(logits)
     for fold in np.unique(folds):
-        temperature = fit_temperature(logits[folds != fold], classes[folds != fold])
+        temperature = fit_refusal_temperature(logits[folds != fold], classes[folds != fold])
         probabilities[folds == fold] = special.softmax(logits[folds == fold] / temperature, axis=1)
     return probabilities
 
