@@ -40,7 +40,7 @@ def shared_stage_names(sweep):
         (["run.seed=1,2"], "use --seeds"),
         (["ppo.minibatch=100"], "not a multiple of --minibatch 100"),
         (["ppo.lr=1e-4", "ppo.lr=2e-4"], "names an option twice"),
-        (["pretrain.muon_lr=0.01,0.02"], "--muon-lr has no effect"),
+        (["pretrain.optimizer=muon,adamw"], "--muon-lr has no effect"),
     ],
 )
 def test_options_that_do_not_exist_or_have_no_effect_fail_before_the_first_cell(tmp_path, vary, message):
