@@ -45,6 +45,7 @@ ONLY = {
 SITE_LAYERS = """
 errors i18n safe_text mathematics markdown vocabulary outgoing mail_server openid language
 db
+report_cache
 context
 auth
 integrations

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from instructgpt.label.db.database import Database
 from instructgpt.label.mail_server import MailServer
 from instructgpt.label.openid import OpenIDClient
 from instructgpt.label.outgoing import Network
+from instructgpt.label.report_cache import ReportCache
 from instructgpt.label.vocabulary import SecondFactorPolicy
 
 
@@ -51,3 +53,4 @@ class Settings:
 class Site:
     settings: Settings
     database: Database
+    quality_reports: ReportCache[Any] = field(default_factory=ReportCache, compare=False)  # by batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
@@ -15,8 +16,9 @@ from instructgpt.label.analysis.adjudication import load_task_titles
 from instructgpt.label.analysis.quality import TYPICAL_AGREEMENT_RANGE, QualityReport
 from instructgpt.label.analysis.results import get_hidden_model_names, redact_model_names
 from instructgpt.label.auth.dependencies import TeamUser, get_site
-from instructgpt.label.db.models import Batch
+from instructgpt.label.db.models import Batch, Person
 from instructgpt.label.errors import SiteError
+from instructgpt.label.report_cache import CachedReport
 from instructgpt.label.tasks.questions import load_own_questions
 from instructgpt.label.web import charts
 from instructgpt.label.web.params import or_404
@@ -34,8 +36,9 @@ _LAST_LABELER_COLUMNS = ["position_p", "as_shown", "unrated", "unanswered"]
 
 
 @router.get("/quality")
-def show_quality(request: Request, _: TeamUser, batch: str = "") -> Response:
-    report, batch_names = _load_quality(request, batch)
+def show_quality(request: Request, _: TeamUser, batch: str = "", recompute: bool = False) -> Response:
+    cached, batch_names = _load_quality(request, batch, recompute)
+    report = cached.value
     disagreements = [row for row in report.disagreements if row.opposite][:_MAX_DISAGREEMENTS]
     with get_site(request).database.read() as db:
         own_questions = load_own_questions(db, batch or None)
@@ -44,6 +47,7 @@ def show_quality(request: Request, _: TeamUser, batch: str = "") -> Response:
         request,
         "owner/quality.html",
         report=report,
+        cached=cached,
         batch_names=batch_names,
         batch=batch,
         band=TYPICAL_AGREEMENT_RANGE,
@@ -62,19 +66,29 @@ def _load_prompts(db: Session, task_ids: Sequence[str]) -> dict[str, str]:
     return {task: redact_model_names(text, hidden_names) for task, text in titles.items()}
 
 
-def _load_quality(request: Request, batch: str) -> tuple[QualityReport, list[tuple[str, str]]]:
-    """Return the report, and (id, name) of every batch of rankings."""
-    statement = select(Batch.id, Batch.name).where(Batch.kind == "rank", Batch.screening.is_(None))
-    with get_site(request).database.read() as db:
-        names = [(batch_id, name) for batch_id, name in db.execute(statement.order_by(Batch.created_at.desc()))]
+def _load_quality(
+    request: Request, batch: str, recompute: bool = False
+) -> tuple[CachedReport[QualityReport], list[tuple[str, str]]]:
+    """Return the report, and (id, name) of every batch of rankings.
+
+    Changes of people and batches show at once, new rankings of a large site when its kept report expires.
+    """
+    site = get_site(request)
+    batches = select(Batch.id, Batch.name, Batch.questions, Batch.screening).where(Batch.kind == "rank")
+    with site.database.read() as db:
+        rows = [tuple(row) for row in db.execute(batches.order_by(Batch.created_at.desc()))]
+        names = [(batch_id, name) for batch_id, name, _, screening in rows if screening is None]
         if batch and batch not in dict(names):
             raise SiteError(404, "no_such_batch")
-        return quality.compute_quality(db, batch or None), names
+        people = [tuple(row) for row in db.execute(select(Person.id, Person.name, Person.pseudonym, Person.cohort))]
+        key = (batch, hash(repr(rows)), hash(repr(people)))
+        compute = partial(quality.compute_quality, db, batch or None)
+        return site.quality_reports.get(key, compute, recompute=recompute), names
 
 
 @router.get("/quality/labelers/{labeler}")
 def show_labeler_quality(request: Request, _: TeamUser, labeler: str, batch: str = "") -> Response:
-    report, _names = _load_quality(request, batch)
+    report = _load_quality(request, batch)[0].value
     row = or_404(next((row for row in report.labelers if row.labeler == labeler), None))
     names = {labeler.labeler: labeler.name for labeler in report.labelers}
     matrix = report.matrix
@@ -98,7 +112,7 @@ def show_labeler_quality(request: Request, _: TeamUser, labeler: str, batch: str
 @router.get("/quality/{name}.csv")
 def download_quality_csv(request: Request, _: TeamUser, name: str, batch: str = "") -> Response:
     """Labelers are named by their pseudonyms, as in exports."""
-    report, _names = _load_quality(request, batch)
+    report = _load_quality(request, batch)[0].value
     tables = {
         "agreement": _agreement_table,
         "labelers": _labeler_table,
