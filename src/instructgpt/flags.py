@@ -19,7 +19,7 @@ from instructgpt.errors import InputError
 OPTION_GROUPS = {
     "models": "checkpoint base policy reward reward_weights reference value_init model models latest tokenizer",
     "data": """data corpus demonstrations rankings pretraining mix prompts max_prompt_tokens completions
-        validation validation_interval test gold archive user_feedback format to source prompt_field questions
+        validation validation_interval test gold archive requests user_feedback format to source prompt_field questions
         rating_max labeling_config shots subsets keep_empty files transcripts skip_bad""",
     "filters and splits": """split prefix cap group salt personal detectors max_characters use_cases use_case
         labeler since until use people""",
@@ -32,7 +32,7 @@ OPTION_GROUPS = {
     "sampling": "n max_tokens temperature top_p stop",
     "evaluation": """names harness include_path limit judge judge_model judge_key judge_reads judge_max_tokens
         judge_temperature judges scorer baseline""",
-    "small world": "words demonstration_prompts ranking_prompts ppo_prompts labelers through_site",
+    "small world": "words demonstration_prompts ranking_prompts ppo_prompts labelers through_site baselines",
     "rounds": "rounds round_reward round_policy one_round_control",
     "site": """site database public_url host port key second_factor end_second_factor endpoint endpoint_models
         retention_days""",

@@ -16,7 +16,7 @@ from instructgpt import io
 from instructgpt.distributed.launch import check_main_guard
 from instructgpt.errors import InputError
 from instructgpt.models import loading
-from instructgpt.models.policy import from_pretrained
+from instructgpt.models.loading import from_pretrained
 
 PAIRS = [{"prompt": "p", "chosen": "a", "rejected": "b"}]
 

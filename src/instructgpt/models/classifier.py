@@ -149,8 +149,10 @@ def classifier_scores(model: Any, batch: PackedBatch, separator: int | None = No
 
 def _end_with_eos(model: Any, tokens: Tensor) -> Tensor:
     """Return the tokens with the end token where T5, BART and their like read the score: a text cut off has none."""
+    if not model.config.is_encoder_decoder:
+        return tokens
     eos = model.config.eos_token_id
-    if not model.config.is_encoder_decoder or eos is None or tokens[-1] == eos:
+    if eos is None or tokens[-1] == eos:
         return tokens
     room = (named_context(model.config) or len(tokens) + 1) - 1
     return torch.cat([tokens[-room:], tokens.new_tensor([eos])])

@@ -158,7 +158,7 @@ def test_archive_and_backup_commands(site_folder, command, write, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["import"], "give either --data or --archive"),
+        (["import"], "give one of --data, --archive and --requests"),
         (["import", "--archive", "x", "--name", "n"], "--name has no effect with --archive"),
         (["import", "--data", "nothing.jsonl"], "nothing.jsonl: no such file"),
         (["import", "--data", "p.jsonl", "--policy", "{"], "--policy {: "),

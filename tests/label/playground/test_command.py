@@ -57,7 +57,7 @@ def test_one_command_makes_the_site_and_prints_the_link(tmp_path):
         body = {"key": "0" * 8 + "-0000-4000-8000-" + "0" * 12, "messages": [{"role": "user", "content": "x"}]}
         address = link.partition("/playground/")[0]
         answer = client.post(f"{address}/api/v1/playground/turns", json=body)
-        assert answer.text.count("sft-says-0") == 2
+        assert answer.text.count('"text": "sft-says-0"') == 2
         assert "the key" not in "".join(lines)
 
 

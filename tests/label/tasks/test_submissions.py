@@ -296,7 +296,7 @@ def test_a_bad_form_changes_nothing(site, desk):
         lambda: PromptForm(text="x", use_case="juggling"),
         lambda: ReviewForm(use_case="juggling"),
         lambda: ReviewForm(labels={"nice": True}),
-        lambda: RankingForm(ratings=[{"completion": "a", "rating": 8}], tiers=()),
+        lambda: RankingForm(ratings=[{"completion": "a", "rating": 21}], tiers=()),
         lambda: RankingForm(ratings=(), tiers=(), confidence=10),
         lambda: RankingForm(ratings=(), tiers=(), extra=1),
     ],

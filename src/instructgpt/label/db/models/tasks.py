@@ -124,9 +124,9 @@ class Task(Base):
     position: Mapped[int] = mapped_column(default=0)  # random order within the batch, by the policy's seed
     gold: Mapped[bool] = mapped_column(default=False)
     """Its answer is known (`GoldAnswer`). Every labeler gets it once, at the rate of the policy's `gold_share`."""
-    cohort: Mapped[Cohort | None]  # None: open to the batch's cohorts
     repeat: Mapped[bool] = mapped_column(default=False)
     """Assigned a second time to the same labeler, unannounced, to measure the ceiling of agreement."""
+    cohort: Mapped[Cohort | None]  # None: open to the batch's cohorts
 
 
 class TaskCompletion(Base):

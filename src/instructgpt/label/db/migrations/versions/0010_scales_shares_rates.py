@@ -15,7 +15,7 @@ _OLD, _NEW = "rating BETWEEN 1 AND 7", "rating BETWEEN 1 AND 20"
 
 def upgrade() -> None:
     op.add_column("batch", sa.Column("rates", sa.JSON(), nullable=False, server_default="[]"))
-    op.add_column("task", sa.Column("cohort", sa.String(), nullable=True))
+    op.add_column("task", sa.Column("cohort", sa.String(length=8), nullable=True))
     _replace_rating_check(_NEW)
 
 
