@@ -22,6 +22,7 @@ from instructgpt.data.corpus_cache import CACHE_VARIABLE
 from instructgpt.data.pretraining_text import train_tokenizer
 from instructgpt.data.tokenization import PromptTokenizer
 from instructgpt.distributed.comm import DistInfo
+from instructgpt.label import report_cache
 from instructgpt.models.policy import load_policy
 from instructgpt.models.reward_model import load_reward_model, new_reward_model, save_reward_model
 from instructgpt.train import optim, ppo
@@ -36,6 +37,12 @@ hypothesis.settings.load_profile("same every time")
 def _cache_folder(tmp_path_factory):
     """Keep tokenized text out of the home directory; processes that tests start inherit it."""
     os.environ[CACHE_VARIABLE] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compute_each_report():
+    """Keep no report of a site, however slow the machine is: pages of tests show the newest work."""
+    report_cache.MIN_CACHED_SECONDS = float("inf")
 
 
 CPU = torch.device("cpu")

@@ -33,6 +33,7 @@ def test_a_fast_report_is_computed_each_time():
 
 def test_a_slow_report_is_used_for_thirty_times_as_long_as_it_took(monkeypatch):
     clock = [1_000_000]
+    monkeypatch.setattr(report_cache, "MIN_CACHED_SECONDS", 0.5)
     monkeypatch.setattr(report_cache, "current_time_ms", lambda: clock[0])
     monkeypatch.setattr(report_cache.time, "perf_counter", iter([0.0, 2.0, 10.0, 10.1, 20.0, 22.0]).__next__)
     cache, numbers = ReportCache(), iter(range(9))

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 from instructgpt.label.db.models import current_time_ms
 
-MIN_CACHED_SECONDS = 0.25
+MIN_CACHED_SECONDS = 0.5
 AGE_FACTOR = 30
 _MAX_REPORTS = 16
 

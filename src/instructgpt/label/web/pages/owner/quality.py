@@ -73,6 +73,8 @@ def _load_quality(
 
     Changes of people and batches show at once, new rankings of a large site when its kept report expires.
     """
+    from instructgpt.statistics import agreement, categorical_agreement  # noqa: F401  # not in the report's time
+
     site = get_site(request)
     batches = select(Batch.id, Batch.name, Batch.questions, Batch.screening).where(Batch.kind == "rank")
     with site.database.read() as db:
