@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from instructgpt.label.db.models import Assignment, Person, Submission
 from instructgpt.label.listing.filters import PersonFilter
-from instructgpt.label.listing.tasks import CSV_CHUNK_SIZE, list_page_ids, sort_columns
+from instructgpt.label.listing.tasks import iter_items, list_page_ids, sort_columns
 from instructgpt.label.listing.text_search import contains_terms, split_terms
 
 
@@ -71,13 +71,11 @@ def list_people_page(db: Session, person_filter: PersonFilter) -> tuple[list[Per
 
 
 def iter_person_items(db: Session, person_filter: PersonFilter) -> Iterator[PersonListItem]:
-    """Yield all people who match, in order."""
-    person_ids = list(db.scalars(_ordered_ids(db, person_filter)))
-    for start in range(0, len(person_ids), CSV_CHUNK_SIZE):
-        yield from _load_items(db, person_ids[start : start + CSV_CHUNK_SIZE])
+    """Return all people who match, in order."""
+    return iter_items(db, _ordered_ids(db, person_filter), _load_items)
 
 
-def _load_items(db: Session, person_ids: list[str]) -> list[PersonListItem]:
+def _load_items(db: Session, person_ids: Sequence[str]) -> list[PersonListItem]:
     work = _work()
     statement = select(Person, work.c.submissions, work.c.active_ms, work.c.latest)
     statement = statement.outerjoin(work, work.c.person_id == Person.id).where(Person.id.in_(person_ids))

@@ -27,8 +27,8 @@ from instructgpt.label.db.models import (
 from instructgpt.label.db.models.base import DAY_MS
 from instructgpt.label.listing.filters import SubmissionFilter
 from instructgpt.label.listing.tasks import (
-    CSV_CHUNK_SIZE,
     PREVIEW_LENGTH,
+    iter_items,
     list_page_ids,
     match_prompt_fields,
     preview_prompt,
@@ -173,10 +173,8 @@ def list_submissions_page(
 
 
 def iter_submission_items(db: Session, submission_filter: SubmissionFilter) -> Iterator[SubmissionListItem]:
-    """Yield all submissions that match, in order."""
-    submission_ids = list(db.scalars(_ordered_ids(db, submission_filter)))
-    for start in range(0, len(submission_ids), CSV_CHUNK_SIZE):
-        yield from load_submission_items(db, submission_ids[start : start + CSV_CHUNK_SIZE])
+    """Return all submissions that match, in order."""
+    return iter_items(db, _ordered_ids(db, submission_filter), load_submission_items)
 
 
 def load_submission_items(db: Session, submission_ids: Sequence[str]) -> list[SubmissionListItem]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
@@ -31,6 +31,7 @@ from instructgpt.label.tasks.task_view import newest_turn
 PREVIEW_LENGTH = 160
 """Characters of a text in a list."""
 CSV_CHUNK_SIZE = 500
+_T = TypeVar("_T")
 _SORT_COLUMNS: dict[str, tuple[Any, ...]] = {
     "position": (Batch.created_at, Task.batch_id, Task.position),
     "prompt": (func.lower(PromptRow.text), Task.id),
@@ -138,6 +139,15 @@ def list_page_ids(db: Session, statement: Select[str, int], page: int) -> tuple[
     return [row[0] for row in rows], rows[0][1] if rows else 0, page
 
 
+def iter_items(
+    db: Session, statement: Select[str, int], load: Callable[[Session, Sequence[str]], Iterable[_T]]
+) -> Iterator[_T]:
+    """Yield what `load` returns for all ids of a statement, a chunk of them at a time."""
+    ids = list(db.scalars(statement))
+    for start in range(0, len(ids), CSV_CHUNK_SIZE):
+        yield from load(db, ids[start : start + CSV_CHUNK_SIZE])
+
+
 def list_tasks_page(db: Session, task_filter: TaskFilter) -> tuple[list[TaskListItem], int, int]:
     """Return the tasks of a page, how many match, and the page. Four statements."""
     task_ids, total, page = list_page_ids(db, _ordered_ids(db, task_filter), task_filter.page)
@@ -145,10 +155,8 @@ def list_tasks_page(db: Session, task_filter: TaskFilter) -> tuple[list[TaskList
 
 
 def iter_task_items(db: Session, task_filter: TaskFilter) -> Iterator[TaskListItem]:
-    """Yield all tasks that match, in order."""
-    task_ids = list(db.scalars(_ordered_ids(db, task_filter)))
-    for start in range(0, len(task_ids), CSV_CHUNK_SIZE):
-        yield from load_task_items(db, task_ids[start : start + CSV_CHUNK_SIZE])
+    """Return all tasks that match, in order."""
+    return iter_items(db, _ordered_ids(db, task_filter), load_task_items)
 
 
 def load_task_items(db: Session, task_ids: Sequence[str]) -> list[TaskListItem]:
