@@ -31,7 +31,7 @@ OPTION_GROUPS = {
     "PPO-ptx": "ptx_coef ptx_ratio ptx_reduction",
     "sampling": "n max_tokens temperature top_p stop",
     "evaluation": """names harness include_path limit judge judge_model judge_key judge_reads judge_max_tokens
-        judge_temperature judges scorer baseline""",
+        judge_temperature judges scorer detector baseline""",
     "small world": "words demonstration_prompts ranking_prompts ppo_prompts labelers through_site baselines",
     "rounds": "rounds round_reward round_policy one_round_control",
     "site": """site database public_url host port key second_factor end_second_factor endpoint endpoint_models

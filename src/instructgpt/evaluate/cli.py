@@ -20,6 +20,7 @@ from instructgpt.evaluate.datasets import find_data_source, parse_data_sources
 from instructgpt.evaluate.inference import load_cached_model
 from instructgpt.evaluate.judges.truthfulqa_judge import JUDGE_QUESTIONS, find_judge_folder
 from instructgpt.evaluate.lm_harness import LMHarness
+from instructgpt.evaluate.metrics.refusal import REFUSAL_EVALUATION
 from instructgpt.evaluate.output import add_result_rows, cache_folder, resolve_results_path, row_key, sort_rows
 from instructgpt.evaluate.precomputed import measure_precomputed, resolve_completion_files
 from instructgpt.evaluate.preference_run import run_preference_evaluation
@@ -28,6 +29,7 @@ from instructgpt.evaluate.reward.scores import load_cached_reward_model
 from instructgpt.evaluate.tasks import EVAL_TASKS
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, ModelReply, generate_reply_fields
 from instructgpt.evaluate.tasks.real_toxicity import require_scorer
+from instructgpt.evaluate.tasks.refusal import require_detector
 from instructgpt.models.loading import parse_named_models
 from instructgpt.models.policy import pick_device
 from instructgpt.results import ResultRow
@@ -107,6 +109,7 @@ def _build_eval_settings(config: EvaluateConfig, folder: Path) -> EvalSettings:
         shots=config.shots,
         seed=config.seed,
         scorer=config.scorer,
+        detector=config.detector,
         judges_dir=config.judges,
         device=config.device,
         verdict_cache_dir=folder / "verdicts",
@@ -163,6 +166,11 @@ def _load_questions(
                 problem = "needs --scorer"
             else:
                 require_scorer(task.name, settings)  # a bad scorer is an error before any model runs
+        if task.name == REFUSAL_EVALUATION:
+            if config.detector is None and all_requested:
+                problem = "needs --detector"
+            else:
+                require_detector(settings)
         if source is None or problem:
             if not all_requested:
                 raise InputError(f"evaluate: {task.name} {problem}")
@@ -205,11 +213,13 @@ def _get_replies(
 ) -> list[ModelReply]:
     """Return one model's replies to the questions, computing only those that the cache lacks."""
     reply_values: dict[int, dict[str, Any]] = {}
-    groups: dict[tuple[str | None, float, float], list[int]] = {}
+    groups: dict[tuple[str | None, float, float, bool], list[int]] = {}
     for index, question in enumerate(questions):
-        groups.setdefault((question.stop, question.temperature, question.top_p), []).append(index)
-    for (stop, temperature, top_p), indices in groups.items():
-        sampling = {"stop": stop, "temperature": temperature, "top_p": top_p}
+        key = (question.stop, question.temperature, question.top_p, question.is_prompt)
+        groups.setdefault(key, []).append(index)
+    for (stop, temperature, top_p, is_prompt), indices in groups.items():
+        sampling: dict[str, Any] = {"stop": stop, "temperature": temperature, "top_p": top_p}
+        sampling |= {"is_prompt": True} if is_prompt else {}  # replies cached before there were prompts stay valid
         values = cache.get_or_compute(
             model.weights_hash,
             [[q.text, q.tail, list(q.choices), q.max_tokens] for q in (questions[index] for index in indices)],

@@ -32,6 +32,7 @@ EVAL_TASK_NAMES = (
     "piqa",
     "winogrande",
     "gsm8k",
+    "refusal",
 )
 """Names of `evaluate.tasks.EVAL_TASKS`, for help without loading the tasks."""
 DEFAULT_JUDGE_MAX_TOKENS = 400
@@ -94,6 +95,12 @@ class EvaluateConfig(SamplingOptions):
         None,
         description="toxicity scorer: a directory of 'judge toxicity', detoxify, perspective:URL or moderation:URL",
         json_schema_extra={"metavar": "DIR|NAME|KIND:URL"},
+    )
+    detector: str | None = Field(
+        None,
+        description="classifies answers of the evaluation refusal: a directory of 'judge refusal', or strings, a string "
+        "matcher",
+        json_schema_extra={"metavar": "DIR|strings"},
     )
     judges: Path | None = Field(
         None,

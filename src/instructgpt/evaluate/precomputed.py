@@ -20,10 +20,12 @@ from instructgpt.evaluate.aggregate import Observation, aggregate_per_model
 from instructgpt.evaluate.datasets import parse_data_sources
 from instructgpt.evaluate.judges.truthfulqa_judge import YES_THRESHOLD
 from instructgpt.evaluate.metrics import toxicity, truthfulness
+from instructgpt.evaluate.metrics.refusal import REFUSAL_EVALUATION
 from instructgpt.evaluate.tasks import EVAL_TASKS
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, ModelReply, QuestionReply
 from instructgpt.evaluate.tasks.loading import as_list, load_task_rows
 from instructgpt.evaluate.tasks.real_toxicity import toxicity_rows
+from instructgpt.evaluate.tasks.refusal import measure_refusal_samples
 from instructgpt.evaluate.tasks.truthfulqa import generation_rows
 from instructgpt.results import ResultRow
 from instructgpt.run.directory import console
@@ -100,9 +102,11 @@ def measure_precomputed(evaluation: str, files: Sequence[Path], settings: EvalSe
     scorer take precedence over numbers in the files. Raise InputError if a column is missing or a value is not a
     number.
     """
-    names = (*_REFERENCE_TASKS, *_NUMBER_COLUMNS)
+    names = (*_REFERENCE_TASKS, *_NUMBER_COLUMNS, REFUSAL_EVALUATION)
     if evaluation not in names:
         raise InputError(f"evaluate: {evaluation} cannot be measured on --completions; supported: {', '.join(names)}")
+    if evaluation == REFUSAL_EVALUATION:
+        return measure_refusal_samples(files, settings)
     has_judge = {"truthfulqa": settings.judges_dir, "real_toxicity": settings.scorer}.get(evaluation)
     columns = () if has_judge else _NUMBER_COLUMNS.get(evaluation, ())
     needs_references = evaluation in _REFERENCE_TASKS

@@ -68,6 +68,11 @@ class RefusalDetector:
         probabilities[np.diff(ngrams.indptr) == 0] = math.nan
         return np.asarray(probabilities)
 
+    def classify(self, answers: Sequence[str]) -> list[str | None]:
+        """Return the likeliest class of each answer, None for one without words."""
+        rows = self(answers)
+        return [None if np.isnan(row).any() else REFUSAL_CLASSES[int(row.argmax())] for row in rows]
+
     def logits(self, ngrams: sparse.csr_array, cues: _Floats) -> _Floats:
         """Return the logits before the temperature: (answers, 3)."""
         num_ngrams = len(self.rarity)

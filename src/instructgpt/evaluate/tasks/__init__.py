@@ -14,6 +14,7 @@ from instructgpt.evaluate.tasks import (
     quac,
     real_toxicity,
     real_toxicity_sampled,
+    refusal,
     rte,
     squad,
     sst2,
@@ -49,6 +50,7 @@ EVAL_TASKS: dict[str, EvalTask] = {
         piqa,
         winogrande,
         gsm8k,
+        refusal,
     )
 }
 """Tasks by name, in the order of the paper's Table 14, then those the paper does not have."""

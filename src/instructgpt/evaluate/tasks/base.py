@@ -17,9 +17,9 @@ from instructgpt.data.packing import microbatches, token_budget
 from instructgpt.evaluate.aggregate import Observation, aggregate_per_model
 from instructgpt.evaluate.inference import EvaluatedModel, choice_logps, load_cached_model
 from instructgpt.models.policy import context_length
-from instructgpt.records import Record
+from instructgpt.records import Prompt, Record
 from instructgpt.results import ResultRow
-from instructgpt.sampling.completions import continue_text
+from instructgpt.sampling.completions import continue_text, generate
 
 _T = TypeVar("_T")
 
@@ -41,6 +41,7 @@ class EvalQuestion:
         choices: continuations whose log-probability is computed; without choices the model generates.
         max_tokens: maximum length of the continuation, also limited to half of the context.
         stop: ends the continuation, the first newline in the paper (appendix D); None: only an end-of-text token does.
+        is_prompt: the text is an instruction, put into the model's own prompt format, not a text to continue.
         target: what `measure` needs to know.
     """
 
@@ -53,6 +54,7 @@ class EvalQuestion:
     temperature: float = 0.0
     top_p: float = 1.0
     tail: str = ""
+    is_prompt: bool = False
     target: dict[str, Any] = field(default_factory=dict)
 
 
@@ -76,6 +78,7 @@ class EvalSettings:
     shots: int | None = None
     seed: int = 0
     scorer: str | None = None
+    detector: str | None = None
     judges_dir: Path | None = None
     device: str = "auto"
     verdict_cache_dir: Path | None = None
@@ -105,10 +108,13 @@ def generate_replies(model: EvaluatedModel, questions: Sequence[EvalQuestion], s
     for question in questions:
         if not question.choices:
             max_tokens = min(question.max_tokens, half_context)
-            key = (max_tokens, question.stop, question.temperature, question.top_p)
+            key = (max_tokens, question.stop, question.temperature, question.top_p, question.is_prompt)
             groups.setdefault(key, []).append(question)
-    for (max_tokens, stop, temperature, top_p), group in groups.items():
-        texts = [truncate_to_context(model, question.text, max_tokens, question.tail) for question in group]
+    for (max_tokens, stop, temperature, top_p, is_prompt), group in groups.items():
+        texts = [
+            question.text if is_prompt else truncate_to_context(model, question.text, max_tokens, question.tail)
+            for question in group
+        ]
         # groups and blocks must not share a random stream
         group_seed = zlib.crc32(f"{seed} {group[0].id} {group[0].condition}".encode()) if temperature else seed
         sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
@@ -117,8 +123,14 @@ def generate_replies(model: EvaluatedModel, questions: Sequence[EvalQuestion], s
         batches = [list(range(len(texts)))] if temperature else _length_groups(model, texts, max_tokens)
         for batch in batches:
             batch_texts = [texts[index] for index in batch]
-            completions = continue_text(model.lm, model.tokenizer, batch_texts, seed=group_seed, **sampling)
-            for index, (text, _) in zip(batch, completions, strict=True):
+            if is_prompt:
+                prompts = [Prompt(prompt=text) for text in batch_texts]
+                answers = generate(model.lm, model.tokenizer, prompts, seed=group_seed, **sampling)
+                continuations = [answer.text for answer in answers]
+            else:
+                completions = continue_text(model.lm, model.tokenizer, batch_texts, seed=group_seed, **sampling)
+                continuations = [text for text, _ in completions]
+            for index, text in zip(batch, continuations, strict=True):
                 reply_values[group[index].id, group[index].condition] = {"said": text.strip()}
     keys, name = [(question.id, question.condition) for question in questions], model.name
     return [ModelReply(model=name, id=key[0], condition=key[1], **reply_values[key]) for key in keys]
