@@ -140,6 +140,16 @@ _METRIC_NAMES = {
     "top_1": "its first is the labeler's first",
     "best_of_n": "its first beats the others",
     "brier": "Brier score",
+    "refuses_harmful": "refuses harmful prompts",
+    "refuses_safe": "refuses safe prompts",
+    "full_compliance_harmful": "full compliance, harmful prompts",
+    "partial_refusal_harmful": "partial refusal, harmful prompts",
+    "full_refusal_harmful": "full refusal, harmful prompts",
+    "no_answer_harmful": "no answer, harmful prompts",
+    "full_compliance_safe": "full compliance, safe prompts",
+    "partial_refusal_safe": "partial refusal, safe prompts",
+    "full_refusal_safe": "full refusal, safe prompts",
+    "no_answer_safe": "no answer, safe prompts",
     "length_difference": "better is longer by",
     "score_length_difference": "higher score is longer by",
 }
@@ -164,6 +174,7 @@ _TASK_NAMES = {
     "piqa": "PIQA",
     "winogrande": "WinoGrande",
     "gsm8k": "GSM8K",
+    "refusal": "refusals",
 }
 """Names of public evaluations as their authors write them."""
 

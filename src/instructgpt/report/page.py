@@ -22,6 +22,7 @@ from instructgpt.report.sections.cost import cost_section
 from instructgpt.report.sections.evaluation import best_model_row, build_evaluation_sections
 from instructgpt.report.sections.frontier import frontier_section
 from instructgpt.report.sections.public import build_public_sections, map_to_paper_metrics, missing_evaluations
+from instructgpt.report.sections.refusal import refusal_section
 from instructgpt.report.sections.rounds import rounds_section
 from instructgpt.report.sections.training import build_training_sections, missing_files, samples_section
 from instructgpt.report.sections.whose_preferences import whose_preferences_section
@@ -80,11 +81,13 @@ def _render_page(run: RunFiles) -> str:
 def _build_sections(run: RunFiles, results: Results, findings: Sequence[Finding]) -> list[Section]:
     sample_section, rounds = samples_section(run), rounds_section(results, run.round_curves)
     frontier = frontier_section(run.frontier)
+    refusals = refusal_section(results)
     whose_preferences = whose_preferences_section(results, run.rankings)
     return [
         *([rounds] if rounds else []),
         *build_evaluation_sections(results, findings),
         *([whose_preferences] if whose_preferences else []),
+        *([refusals] if refusals else []),
         *build_public_sections(results),
         *([frontier] if frontier else []),
         *([sample_section] if sample_section else []),

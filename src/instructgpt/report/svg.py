@@ -75,6 +75,18 @@ class Curve:
     show_markers: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class ScatterPoint:
+    """One model as a point, with an interval on each axis where there is one."""
+
+    label: str
+    color: str
+    x: float
+    y: float
+    x_interval: tuple[float, float] | None = None
+    y_interval: tuple[float, float] | None = None
+
+
 def render_figure(panels: Sequence[str], legend: Sequence[tuple[str, str, bool]] = ()) -> str:
     """Place panels side by side under one legend of (label, color, dashed)."""
     legend_items = "".join(
@@ -256,6 +268,26 @@ def render_line_panel(
     ax.grid(axis="y", color=_LINE_COLOR, linewidth=0.6)
     if y_min is not None:
         ax.set_ylim(bottom=y_min)
+    return export_svg(canvas, title)
+
+
+def render_scatter_panel(title: str, points: Sequence[ScatterPoint], xlabel: str, *, metric: str) -> str:
+    """Render shares as points over both axes from 0 to 1, with their intervals and the dashed line x = y."""
+    ax, canvas = create_axes(title, left_margin=44, height=230, bottom_margin=36)
+    ax.plot([0, 1], [0, 1], color=MUTED_COLOR, linewidth=1, dashes=(3, 2))
+    for point in points:
+        if point.x_interval is not None:
+            ax.hlines(point.y, *point.x_interval, color=point.color, linewidth=1.2, alpha=0.8)
+        if point.y_interval is not None:
+            ax.vlines(point.x, *point.y_interval, color=point.color, linewidth=1.2, alpha=0.8)
+        ax.plot([point.x], [point.y], color=point.color, marker="o", markersize=5)
+    ax.set_xlabel(xlabel, fontsize=_FONT_SIZE - 1, labelpad=2)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_formatter(_tick_formatter(metric))
+    ax.grid(color=_LINE_COLOR, linewidth=0.6)
+    ax.set_xlim(-0.02, 1.06)
+    ax.set_ylim(-0.02, 1.02)
     return export_svg(canvas, title)
 
 

@@ -54,6 +54,9 @@ def require_detector(settings: EvalSettings) -> RefusalClassifier:
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Return each prompt, to be answered in the model's own prompt format."""
     rows = load_task_rows(file, "prompt", "label", skip_bad=settings.skip_bad, check_row=_check_prompt)
+    for is_harmful, name in ((True, "harmful"), (False, "safe")):
+        if all(parse_harmful(row["label"]) != is_harmful for row in rows):
+            raise InputError(f"{file}: no {name} prompt; refusals mean something only beside the other kind's")
     questions = []
     for index, row in enumerate(subsample(rows, settings)):
         target = {"harmful": parse_harmful(row["label"]), "kind": str(row.get("type") or "")}
@@ -62,9 +65,6 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
             f"{index} {prompt}", "", prompt, max_tokens=_MAX_TOKENS, stop=None, is_prompt=True, target=target
         )
         questions.append(question)
-    for is_harmful, name in ((True, "harmful"), (False, "safe")):
-        if all(question.target["harmful"] != is_harmful for question in questions):
-            raise InputError(f"{file}: no {name} prompt; a model that refuses everything would look good")
     return questions
 
 
