@@ -120,6 +120,10 @@ SEEDS: dict[str, list[dict[str, Any]]] = {
         {"prompt": "p", "completion": "a", "label": True, "user": "u"},
         {"prompt": turns("p"), "completion": turns("", "b")[1:], "label": False},
     ],
+    "refusals": [
+        {"prompt": "p", "completion": "a", "model": "m", "type": "contrast_verbs", "label": "1_full_compliance"},
+        {"prompt": "p", "completion": "b", "model": "n", "prompt_label": "unsafe", "label": "full_refusal"},
+    ],
     "demonstrations": [{"prompt": "p", "completion": "c", "labeler": "l"}, {"messages": turns("p"), "completion": "c"}],
     "messages": [{"messages": turns("p", "a", "q", "c")}],
     "prompts": [{"prompt": "p", "user": "u"}, {"messages": turns("p", "a", "q"), "split": "train"}],
@@ -256,7 +260,7 @@ def test_stats_clean_and_split_of_odd_rows(name: Any, tmp_path: Path) -> None:
     printed = run(print_dataset_stats, StatsConfig(data=(path,), out=tables, skip_bad=True))
     assert f"data stats: {len(lines)} read" in printed
     assert json.loads(tables.read_text())
-    if not {"prompt", "messages"} & SEEDS[name][0].keys() or name in ("pairs", "unpaired", "oasst"):
+    if not {"prompt", "messages"} & SEEDS[name][0].keys() or name in ("pairs", "unpaired", "refusals", "oasst"):
         return
     out = tmp_path / "clean.jsonl"
     run(clean_datasets, CleanConfig(data=(path,), out=out, skip_bad=True, cap=5, prefix=30, use_cases=True))

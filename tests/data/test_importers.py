@@ -212,7 +212,7 @@ def test_demonstrations_of_other_libraries(tmp_path: Path, name: str, row: Any, 
 
 def test_every_format_is_tested_and_can_be_named() -> None:
     tested = {name for name, *_ in RANKED} | {name for name, *_ in DEMONSTRATED}
-    tested |= {"oasst", "flat_oasst", "unpaired", "few_shot", "prompts"}
+    tested |= {"oasst", "flat_oasst", "unpaired", "refusals", "few_shot", "prompts"}
     tested |= {"arena", "langfuse", "open_webui"}  # in test_import_feedback.py
     assert tested == set(IMPORTERS)
     assert set(get_args(DatasetFormat)) == {"auto", *IMPORTERS}

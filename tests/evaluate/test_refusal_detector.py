@@ -10,6 +10,7 @@ import pytest
 from scipy import special
 
 from instructgpt.cli import run_command as command
+from instructgpt.data.refusal_labels import REFUSAL_CLASSES, parse_refusal_class
 from instructgpt.errors import InputError
 from instructgpt.evaluate.refusal.detector import (
     RefusalDetector,
@@ -17,8 +18,7 @@ from instructgpt.evaluate.refusal.detector import (
     fit_refusal_temperature,
     refusal_features,
 )
-from instructgpt.evaluate.refusal.matcher import REFUSAL_CLASSES, match_refusal
-from instructgpt.evaluate.refusal.training import parse_refusal_class
+from instructgpt.evaluate.refusal.matcher import match_refusal
 from instructgpt.evaluate.refusal.validation import (
     calibrate_by_fold,
     calibration_metrics,

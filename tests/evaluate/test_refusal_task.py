@@ -154,3 +154,52 @@ def test_detector_is_required(tmp_path, save, capsys):
     assert "needs --detector" in capsys.readouterr().err
     assert command(["evaluate", "refusal", *line, "--detector", str(data.parent)]) == 2
     assert "not a refusal detector" in capsys.readouterr().err
+
+
+def test_safety_pairs_examine_a_reward_model(tmp_path, save_reward):
+    """Labeled answers become rankings, and the reward model's accuracy is reported by what it should prefer."""
+    answers = [
+        {"prompt": p["prompt"], "completion": text, "model": m, "type": p["type"], "label": label}
+        for p in PROMPTS
+        for text, m, label in (("No.", "a", "2_full_refusal"), ("Press it.", "b", "1_full_compliance"))
+    ]
+    pairs, out = tmp_path / "pairs.jsonl", tmp_path / "results.json"
+    data = write(tmp_path / "answers.jsonl", answers)
+    assert command(["data", "import", "--data", str(data), "--out", str(pairs)]) == 0
+    line = ["evaluate", "reward_model", "--model", f"r={save_reward()}", "--data", str(pairs), "--out", str(out)]
+    assert command(line) == 0
+    rows = {
+        row["condition"]: row
+        for row in json.loads(out.read_text(encoding="utf-8"))
+        if (row["evaluation"], row["metric"]) == ("reward_bench", "accuracy")
+    }
+    assert rows["subset/should-refuse"]["n"] == 1
+    assert rows["subset/should-respond"]["n"] == 2
+
+
+def test_trained_detector_classifies_existing_answers(tmp_path):
+    """By the detector, not by the labels in the file; an answer without words is no refusal."""
+    said = {"full_compliance": "Here is how: {} first.", "partial_refusal": "In general, {}; no details from me."}
+    said["full_refusal"] = "I'm sorry, I cannot talk about {}."
+    topics = ("wool", "ink", "rye", "chalk", "tea", "dye", "kites", "rafts", "lenses", "clocks")
+    answers = [
+        {"prompt": f"{topic} {label[:4]}?", "completion": text.format(topic), "model": model, "label": label}
+        for topic in topics
+        for label, text in said.items()
+        for model in ("ada", "bea")
+    ]
+    folder = tmp_path / "detector"
+    data = write(tmp_path / "labeled.jsonl", answers)
+    assert command(["judge", "refusal", "--data", str(data), "--out", str(folder)]) == 0
+    texts = ("I'm sorry, I cannot talk about bells.", "Here is how: bells first.", "…")
+    rows = [
+        {"prompt": str(i), "completion": text, "model": "m", "prompt_label": "unsafe"} for i, text in enumerate(texts)
+    ]
+    out, file = tmp_path / "results.json", write(tmp_path / "new.jsonl", rows)
+    line = ["evaluate", "refusal", "--completions", str(file), "--detector", str(folder), "--out", str(out)]
+    assert command(line) == 0
+    results = {row["metric"]: row for row in json.loads(out.read_text(encoding="utf-8"))}
+    assert results["full_refusal_harmful"]["value"] == 0.5
+    assert results["full_compliance_harmful"]["value"] == 0.5
+    assert results["no_answer_harmful"]["value"] == pytest.approx(1 / 3)
+    assert results["refuses_harmful"]["judge"].startswith("refusal n-grams 1 sha256:")

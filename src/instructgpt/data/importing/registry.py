@@ -12,6 +12,7 @@ from instructgpt.data.importing import demonstrations, feedback, rankings
 from instructgpt.data.importing.few_shot import from_few_shot
 from instructgpt.data.importing.fields import DatasetRow, RowContext
 from instructgpt.data.importing.langfuse import from_langfuse, is_langfuse_trace
+from instructgpt.data.importing.refusals import assemble_refusals, from_labeled_refusal, is_labeled_refusal
 from instructgpt.data.importing.transcripts import parse_transcript
 from instructgpt.data.importing.trees import assemble_trees, from_flat_oasst, from_oasst
 from instructgpt.data.importing.unpaired import assemble_unpaired, from_unpaired, is_unpaired
@@ -37,6 +38,7 @@ DatasetFormat = Literal[
     "alpaca",
     "sharegpt",
     "unpaired",
+    "refusals",
     "demonstrations",
     "messages",
     "prompts",
@@ -245,6 +247,13 @@ IMPORTERS: dict[str, Importer] = {
         from_unpaired,
         assemble_unpaired,
         Ranking,
+    ),
+    "refusals": Importer(
+        Ranking,
+        frozenset(["prompt", "messages", "completion", "model", "label", "type", "prompt_label"]),
+        is_labeled_refusal,
+        from_labeled_refusal,
+        assemble_refusals,
     ),
     "demonstrations": _make_importer(
         Demonstration,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from instructgpt.data.refusal_labels import REFUSAL_CLASSES
 from instructgpt.evaluate.aggregate import Observation, aggregate_per_model
-from instructgpt.evaluate.refusal.matcher import REFUSAL_CLASSES
 from instructgpt.records import Record
 from instructgpt.results import ResultRow
 

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from scipy import optimize, sparse, special
 
+from instructgpt.data.refusal_labels import REFUSAL_CLASSES
 from instructgpt.errors import InputError
 from instructgpt.evaluate.refusal.matcher import (
     HEAD_CHARACTERS,
-    REFUSAL_CLASSES,
     REFUSAL_PATTERNS,
     normalize_answer,
     refusal_phrase_kinds,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 
-FULL_COMPLIANCE, PARTIAL_REFUSAL, FULL_REFUSAL = "full_compliance", "partial_refusal", "full_refusal"
-REFUSAL_CLASSES = (FULL_COMPLIANCE, PARTIAL_REFUSAL, FULL_REFUSAL)
-"""The classes of XSTest (Röttger et al. 2024), from least to most refusal."""
+from instructgpt.data.refusal_labels import FULL_COMPLIANCE, FULL_REFUSAL
+
 HEAD_CHARACTERS = 120
 """Where the matcher looks: a refusal says so at its beginning."""
 _SUBJECT = r"\b(?:i|we)(?: am| are)?(?: \w+){0,2}?"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import field_validator
 from rich.table import Table
 
+from instructgpt.data.refusal_labels import NO_CLASS, REFUSAL_CLASSES, parse_refusal_class
 from instructgpt.errors import InputError
 from instructgpt.evaluate.configs import RefusalConfig
 from instructgpt.evaluate.refusal.detector import (
@@ -22,9 +23,8 @@ from instructgpt.evaluate.refusal.detector import (
     refusal_features,
     with_temperature,
 )
-from instructgpt.evaluate.refusal.matcher import REFUSAL_CLASSES, match_refusal
+from instructgpt.evaluate.refusal.matcher import match_refusal
 from instructgpt.evaluate.refusal.validation import (
-    NO_CLASS,
     PROMPT_FOLDS,
     calibrate_by_fold,
     calibration_metrics,
@@ -53,12 +53,6 @@ class _LabeledAnswer(Record):
         if parse_refusal_class(label) == NO_CLASS:
             raise ValueError(f"'{label}' is no class; expected {', '.join(REFUSAL_CLASSES)}")
         return label
-
-
-def parse_refusal_class(label: object) -> int:
-    """Return the index of a class in `REFUSAL_CLASSES`, also of XSTest's `2_full_refusal`; -1 if it is none."""
-    name = str(label).strip().lower().lstrip("0123456789_ ")
-    return REFUSAL_CLASSES.index(name) if name in REFUSAL_CLASSES else NO_CLASS
 
 
 def main(config: RefusalConfig) -> Path:

@@ -10,16 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse, special
 
+from instructgpt.data.refusal_labels import NO_CLASS, REFUSAL_CLASSES
 from instructgpt.evaluate.refusal.detector import fit_refusal_detector, fit_refusal_temperature
-from instructgpt.evaluate.refusal.matcher import REFUSAL_CLASSES
 from instructgpt.statistics import intervals
 from instructgpt.statistics.intervals import SHARE, Estimate
 
 _Floats = NDArray[np.float64]
 _Ints = NDArray[np.int64]
 
-NO_CLASS = -1
-"""A label that is none of the classes; it counts as wrong."""
 PROMPT_FOLDS = 5
 _CALIBRATION_BINS = 10
 

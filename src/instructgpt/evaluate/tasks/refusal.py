@@ -10,21 +10,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from instructgpt.data.refusal_labels import (
+    NO_CLASS,
+    REFUSAL_CLASSES,
+    answers_harmful_prompt,
+    parse_harmful,
+    parse_refusal_class,
+)
 from instructgpt.errors import InputError
 from instructgpt.evaluate.metrics.refusal import REFUSAL_EVALUATION, ClassifiedAnswer, measure_refusals
 from instructgpt.evaluate.refusal.detector import RefusalDetector
-from instructgpt.evaluate.refusal.matcher import REFUSAL_CLASSES, match_refusal
-from instructgpt.evaluate.refusal.training import parse_refusal_class
-from instructgpt.evaluate.refusal.validation import NO_CLASS
+from instructgpt.evaluate.refusal.matcher import match_refusal
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply, subsample
 from instructgpt.evaluate.tasks.loading import load_task_rows
 from instructgpt.results import ResultRow, with_judge
 
 STRING_MATCHER = "strings"
 _MAX_TOKENS = 256
-_HARMFUL_LABELS = {"unsafe": True, "harmful": True, "safe": False, "harmless": False}
-_CONTRAST_PREFIX = "contrast_"
-"""XSTest's kinds of unsafe prompts begin with it."""
 
 
 class RefusalClassifier(Protocol):
@@ -72,14 +74,6 @@ def _check_prompt(row: dict[str, Any]) -> None:
     parse_harmful(row["label"])
 
 
-def parse_harmful(label: object) -> bool:
-    """Return whether a prompt's label says that it is harmful. Raise ValueError for an unknown label."""
-    name = str(label).strip().lower()
-    if name not in _HARMFUL_LABELS:
-        raise ValueError(f"the label is {label!r}; expected {', '.join(_HARMFUL_LABELS)}")
-    return _HARMFUL_LABELS[name]
-
-
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:
     """Return the rows of `measure_refusals`, as the detector classifies."""
     detector = require_detector(settings)
@@ -117,7 +111,7 @@ def measure_refusal_samples(files: Sequence[Path], settings: EvalSettings) -> li
         ClassifiedAnswer(
             model=str(row["model"]),
             prompt=str(row["prompt"]),
-            harmful=_is_harmful_sample(row),
+            harmful=answers_harmful_prompt(row),
             kind=str(row.get("type") or ""),
             refusal=name,
         )
@@ -133,21 +127,13 @@ def _completion(row: dict[str, Any]) -> str:
 def _check_sample(row: dict[str, Any]) -> None:
     if "completion" not in row and "sample" not in row:
         raise ValueError(f"no column completion or sample (columns found: {', '.join(map(str, row))})")
-    _is_harmful_sample(row)
+    answers_harmful_prompt(row)
 
 
 def _check_labeled_sample(row: dict[str, Any]) -> None:
-    _is_harmful_sample(row)
+    answers_harmful_prompt(row)
     if parse_refusal_class(row["label"]) == NO_CLASS:
         raise ValueError(f"the label is {row['label']!r}; expected {', '.join(REFUSAL_CLASSES)}")
-
-
-def _is_harmful_sample(row: dict[str, Any]) -> bool:
-    if row.get("prompt_label") is not None:
-        return parse_harmful(row["prompt_label"])
-    if not row.get("type"):
-        raise ValueError("no column prompt_label (safe or unsafe) or XSTest's type")
-    return str(row["type"]).startswith(_CONTRAST_PREFIX)
 
 
 _DESCRIPTION = "refusals of harmful and of safe prompts (needs --detector)"
