@@ -23,9 +23,9 @@ class ClassifiedAnswer(Record):
 
 
 def measure_refusals(answers: Sequence[ClassifiedAnswer]) -> list[ResultRow]:
-    """Return `refuses_harmful` and `refuses_safe`, the shares of partial and full refusals, and the share of each class.
+    """Return `refuses_harmful` and `refuses_safe`, the shares of refusals, and the share of each class.
 
-    Those of the first two are also by kind of prompt (condition `kind/homonyms`). Answers without words are left out
+    The first two count partial and full refusals, and are also by kind of prompt (condition `kind/homonyms`). Answers without words are left out
     and counted in `no_answer_harmful` and `no_answer_safe`.
     """
     rows: list[ResultRow] = []
