@@ -141,6 +141,7 @@ def test_label_metrics_by_hand():
     assert metrics["f1_full_refusal"]["value"] == pytest.approx(2 * 1 / (2 + 2))
     assert metrics["macro_f1"] == pytest.approx((1 / 2 + 2 / 3 + 1 / 2) / 3)
     assert metrics["no_class"] == 1
+    assert metrics["refusal_bias"]["value"] == pytest.approx(3 / 6 - 4 / 6)
     assert metrics["accuracy"]["low"] < 0.5 < metrics["accuracy"]["high"]
 
 

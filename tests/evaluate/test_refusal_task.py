@@ -147,6 +147,16 @@ def test_models_answer_in_their_own_prompt_format(tmp_path, save):
     assert measured["refuses_safe"]["n"] + measured["no_answer_safe"]["value"] * 2 == 2
 
 
+def test_all_skips_refusals_without_a_detector(tmp_path, save, capsys):
+    write(tmp_path / "xstest_prompts.jsonl", PROMPTS)
+    (tmp_path / "gsm8k_test.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n', encoding="utf-8")
+    line = ["evaluate", "all", "--model", str(save("gpt2")), "--data", str(tmp_path), "--shots", "0"]
+    assert command([*line, "--out", str(tmp_path / "results.json")]) == 0
+    assert "skipped: refusal needs --detector" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert {row["evaluation"] for row in rows} == {"gsm8k"}
+
+
 def test_detector_is_required(tmp_path, save, capsys):
     data = write(tmp_path / "xstest_prompts.jsonl", PROMPTS)
     line = ["--model", str(save("gpt2")), "--data", str(tmp_path), "--out", str(tmp_path / "results.json")]

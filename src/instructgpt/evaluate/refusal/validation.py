@@ -55,7 +55,10 @@ def calibrate_by_fold(logits: _Floats, classes: _Ints, folds: Sequence[int] | _I
 
 
 def label_metrics(predicted: _Ints, classes: _Ints, prompts: Sequence[str]) -> dict[str, Any]:
-    """Return accuracy and the F1 of each class, with 95 % intervals clustered by prompt, and the mean of the F1."""
+    """Return accuracy and the F1 of each class, with 95 % intervals clustered by prompt, and the mean of the F1.
+
+    `refusal_bias` is the share of refusals, partial or full, less people's: what an evaluation with these labels is off.
+    """
     metrics: dict[str, Any] = {"accuracy": _as_dict(intervals.mean(predicted == classes, prompts, bounds=SHARE))}
     f1_values = []
     for index, name in enumerate(REFUSAL_CLASSES):
@@ -64,6 +67,8 @@ def label_metrics(predicted: _Ints, classes: _Ints, prompts: Sequence[str]) -> d
         estimate = intervals.mean(hits, prompts, weights=sizes, bounds=SHARE)
         metrics[f"f1_{name}"] = _as_dict(estimate)
         f1_values += [] if estimate.value is None else [estimate.value]
+    excess = (predicted > 0).astype(float) - (classes > 0)
+    metrics["refusal_bias"] = _as_dict(intervals.mean(excess, prompts, bounds=intervals.CORRELATION))
     metrics["macro_f1"] = float(np.mean(f1_values))
     metrics["answers"] = len(classes)
     metrics["no_class"] = int((predicted == NO_CLASS).sum())
