@@ -57,7 +57,7 @@ def calibrate_by_fold(logits: _Floats, classes: _Ints, folds: Sequence[int] | _I
 def label_metrics(predicted: _Ints, classes: _Ints, prompts: Sequence[str]) -> dict[str, Any]:
     """Return accuracy and the F1 of each class, with 95 % intervals clustered by prompt, and the mean of the F1.
 
-    `refusal_bias` is the share of refusals, partial or full, less people's: what an evaluation with these labels is off.
+    `refusal_bias` is the share of refusals, partial or full, less people's: what an evaluation with them is off.
     """
     metrics: dict[str, Any] = {"accuracy": _as_dict(intervals.mean(predicted == classes, prompts, bounds=SHARE))}
     f1_values = []
