@@ -73,6 +73,12 @@ def test_a_conversation_by_keyboard(browser, watched, playground, endpoint):  # 
     say(page, "What is a lens?")
     names = [name for name in endpoint.models if name in page.inner_text(".answers").split()]
     assert not names  # texts begin with "policy-says-0", the name alone is nowhere
+    for width, is_beside in ((1280, True), (390, False)):
+        page.set_viewport_size({"width": width, "height": 900})
+        first, second = (page.locator(f".answer[data-position='{position}']").bounding_box() for position in (0, 1))
+        assert (first["y"] == second["y"]) == is_beside
+        assert (first["x"] == second["x"]) == (not is_beside)
+    page.set_viewport_size({"width": 1280, "height": 900})
     for position, rank in enumerate("21"):
         page.focus(f"[data-position='{position}']")
         page.keyboard.press(rank)

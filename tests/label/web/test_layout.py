@@ -5,6 +5,8 @@ pytest tests/label/web/test_layout.py
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -12,6 +14,8 @@ from support import owner as owner_support
 from support.browser import add_ranking, browser, serving, sign_in, watched  # noqa: F401
 from support.owner import people
 from support.site import add_person, make_site
+
+from instructgpt.label import web
 
 STATES = ("clean", "waiting", "saving", "saved", "failed", "signed_out", "conflict")
 COVERED = """element => {
@@ -41,6 +45,16 @@ def server(tmp_path_factory):
     filled.save()
     with serving(site) as running:
         yield running
+
+
+def test_no_class_is_laid_out_by_two_stylesheets_of_a_page():
+    """Of two rules for one class the later one wins, and the page looks as nobody wrote it."""
+    folder = Path(web.__file__).parent / "static"
+    classes = {
+        file.name: set(re.findall(r"^(\.[a-z][\w-]*) \{", file.read_text(), re.MULTILINE)) for file in folder.glob("*.css")
+    }
+    common = classes.pop("site.css") | classes.pop("text.css")
+    assert {name: sorted(names & common) for name, names in classes.items() if names & common} == {}
 
 
 def open_board(server, browser, watched, name, width, height, **options):  # noqa: F811

@@ -18,7 +18,7 @@ export function denseRanks(ranks) {
 
 /** Draw a turn again. `actions`: exclude, sendRanking, edit, thumb, report, choose, each with (turn, ...). */
 export function drawTurn(turn, actions) {
-  const article = createElement("article", { class: "turn", id: `turn-${turn.key}` });
+  const article = createElement("article", { class: "exchange", id: `turn-${turn.key}` });
   article.append(drawMessage(turn, actions));
   const answers = createElement("div", { class: "answers" });
   turn.answers.forEach((answer, position) => answers.append(drawAnswer(turn, answer, position, actions)));
