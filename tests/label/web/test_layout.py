@@ -51,7 +51,8 @@ def test_no_class_is_laid_out_by_two_stylesheets_of_a_page():
     """Of two rules for one class the later one wins, and the page looks as nobody wrote it."""
     folder = Path(web.__file__).parent / "static"
     classes = {
-        file.name: set(re.findall(r"^(\.[a-z][\w-]*) \{", file.read_text(), re.MULTILINE)) for file in folder.glob("*.css")
+        file.name: set(re.findall(r"^(\.[a-z][\w-]*) \{", file.read_text(), re.MULTILINE))
+        for file in folder.glob("*.css")
     }
     common = classes.pop("site.css") | classes.pop("text.css")
     assert {name: sorted(names & common) for name, names in classes.items() if names & common} == {}
