@@ -142,3 +142,29 @@ def test_groups_of_five_people_are_compared_and_smaller_ones_are_in_no_table(
     }
     assert shares["north", "south"] == 0
     assert shares["north", "north"] == shares["south", "south"] == 1
+
+
+def test_votes_of_people_on_completions_are_compared() -> None:
+    """Three people, four completions: of 12 couples of votes 8 are alike; alpha by its definition with n = 12."""
+    answers = ["yyy", "yyn", "nnn", "nny"]
+    records = [
+        Demonstration.model_validate(
+            {
+                "prompt": f"p{i // 2}",
+                "completion": f"c{i}",
+                "votes": [{"labeler": f"l{j}", "acceptable": letter == "y"} for j, letter in enumerate(letters)],
+            }
+        )
+        for i, letters in enumerate(answers)
+    ]
+    (row,) = next(table for table in build_stats_tables(records, {}) if table.title == "votes").to_dicts()
+    assert (row["question"], row["completions"], row["people"], row["votes"], row["yes"]) == (
+        "acceptable",
+        4,
+        3,
+        12,
+        0.5,
+    )
+    assert row["two agree"] == pytest.approx(8 / 12)
+    assert row["alpha"] == pytest.approx(1 - (4 / 12) / (2 * 6 * 6 / (12 * 11)))
+    assert 0 < row["low"] < row["two agree"] < row["high"] < 1

@@ -16,8 +16,10 @@ from rich.table import Table
 from instructgpt.data.dedup import get_prompt_group, prompt_text_without_system
 from instructgpt.records import Demonstration, Document, PromptFields, Ranking, Record
 from instructgpt.statistics.agreement import inter_labeler_agreement
+from instructgpt.statistics.categorical_agreement import krippendorff_alpha
 from instructgpt.statistics.group_preferences import MIN_GROUP_SIZE, differing_prompts, find_groups, group_agreement
 from instructgpt.statistics.intervals import Estimate
+from instructgpt.statistics.pair_judgments import LabelerRanking
 
 _Cell = str | int | float | None
 LengthFunction = Callable[[Sequence[str]], list[int]]
@@ -244,6 +246,7 @@ def build_stats_tables(records: Sequence[Record], length_functions: Mapping[str,
         if len({column_getter(name)(record) for record in records}) > 1:
             tables.append(length_table(f"lengths by {name}", records, length_functions, column_getter(name)))
     tables += _conversation_tables(records, length_functions)
+    tables += _vote_tables(records)
     rankings = [record for record in records if isinstance(record, Ranking)]
     return tables + (_ranking_tables(rankings) + _group_tables(rankings) if rankings else [])
 
@@ -326,3 +329,37 @@ def _boolean_column_tables(records: Sequence[Record]) -> list[StatsTable]:
         for n in names
     )
     return [StatsTable("annotations", ("column", "yes", "no", "share of yes"), rows)] if rows else []
+
+
+def _iter_votes(records: Sequence[Record]) -> Iterator[tuple[str, int, str, str, bool]]:
+    """Yield prompt, answer, question, labeler and answer of yes-or-no `votes`: `[{"labeler", QUESTION: true}]`."""
+    for index, record in enumerate(records):
+        entries = (record.model_extra or {}).get("votes")
+        votes = [vote for vote in entries if isinstance(vote, dict)] if isinstance(entries, list) else []
+        for vote in votes:
+            labeler, prompt = str(vote.get("labeler") or ""), str(getattr(record, "prompt", index))
+            answers = [(name, value) for name, value in vote.items() if isinstance(value, bool) and labeler]
+            yield from ((prompt, index, question, labeler, value) for question, value in answers)
+
+
+def _vote_tables(records: Sequence[Record]) -> list[StatsTable]:
+    """Return agreement between people who voted yes or no on the same completions, by question."""
+    questions: defaultdict[str, list[tuple[str, int, str, bool]]] = defaultdict(list)
+    for prompt, answer, question, labeler, value in _iter_votes(records):
+        questions[question].append((prompt, answer, labeler, value))
+    rows: list[tuple[_Cell, ...]] = []
+    for question, votes in questions.items():
+        prompts, answers, labelers, values = (list(column) for column in zip(*votes, strict=True))
+        # A vote orders "yes" and "no" of its completion, so that agreement has the interval of rankings.
+        choices = [
+            LabelerRanking(prompt, labeler, ((answer, True), (answer, False)), (1, 2) if value else (2, 1))
+            for prompt, answer, labeler, value in votes
+        ]
+        agreement = inter_labeler_agreement(choices).decided
+        alpha = krippendorff_alpha(answers, values, clusters=prompts, labelers=labelers)
+        counts = (len(set(answers)), len(set(labelers)), len(votes), sum(values) / len(values))
+        rows.append(
+            (question, *counts, agreement.value, agreement.low, agreement.high, alpha.value, alpha.low, alpha.high)
+        )
+    columns = ("question", "completions", "people", "votes", "yes", "two agree", "low", "high")
+    return [StatsTable("votes", (*columns, "alpha", "alpha low", "alpha high"), tuple(rows))] if rows else []
