@@ -74,6 +74,9 @@ TABLE: dict[str, set[str]] = {
     # one's account
     "GET /account": SIGNED_IN,
     "POST /account/preferences": SIGNED_IN,
+    "POST /account/group": SIGNED_IN,
+    "GET /whose-preferences": TEAM,
+    "POST /whose-preferences/groups": OWNER,
     "POST /account/password": SIGNED_IN,
     "POST /account/sign-ins/{login_id}/end": SIGNED_IN,
     "POST /account/sign-ins/end-others": SIGNED_IN,

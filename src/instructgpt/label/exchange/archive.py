@@ -40,6 +40,7 @@ _PERSONAL_TABLES = (
     "delivery",
     "identity",
     "openid_flow",
+    "group_declaration",
 )
 """Tables that a `pseudonyms` archive omits."""
 _TOKEN_COLUMNS = {"playground_link": "token", "playground_user": "token_hash", "playground_session": "token_hash"}

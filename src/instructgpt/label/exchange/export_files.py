@@ -54,7 +54,8 @@ _PROVENANCE = (
 )
 EXPORT_COLUMNS: dict[ExportFileName, dict[str, str]] = {
     "rankings": _columns(
-        f"{_PROMPT} completions:texts ranks:ints labeler:text cohort:text fold:int models:texts finish:texts",
+        f"{_PROMPT} completions:texts ranks:ints labeler:text cohort:text group:text fold:int",
+        "models:texts finish:texts",
         "ratings:ints rating_points:int labels:label_list unanswered:text_lists answers:answers",
         "none_acceptable:bool confidence:int shown:ints names_itself:bool",
         *_PROVENANCE,

@@ -30,6 +30,7 @@ from instructgpt.label.exchange.selection import (
     exclusion_reason,
     iter_export_items,
 )
+from instructgpt.label.people.groups import find_visible_groups, list_groups
 from instructgpt.label.playground.review import find_unreviewed_prompts
 from instructgpt.label.playground.user_rankings import iter_user_records
 from instructgpt.label.tasks.questions import batch_questions
@@ -109,14 +110,25 @@ def _load_ranked_completions(db: Session, first: str, last: str) -> dict[str, li
     return ranked
 
 
+def _find_groups(db: Session, export_filter: ExportFilter) -> dict[str, str]:
+    """Return the groups of people, by id, that at least five labelers with rankings in this export declared."""
+    if not list_groups(db):
+        return {}
+    chunks = iter_export_items(db, "rank", export_filter, ExportTally())
+    return find_visible_groups(db, list({item.person.id for chunk in chunks for item in chunk}))
+
+
 def _iter_rankings(db: Session, export_filter: ExportFilter, tally: ExportTally) -> Iterator[ExportRow]:
+    groups = _find_groups(db, export_filter)
     for item, prompt, ranking, ranked in _iter_ranked(db, export_filter, tally):
         if len(ranked) < 2:
             tally.left_out["one_completion"] += 1
             continue
         ratings = [part.rating.rating if part.rating else None for part in ranked]
         labels = [part.rating.labels if part.rating else {} for part in ranked]
+        group = groups.get(item.person.id)
         yield _provenance(item) | {
+            **({} if group is None else {"group": group}),
             **prompt_fields(prompt),
             "completions": [part.completion.text for part in ranked],
             "ranks": [part.item.rank for part in ranked],

@@ -23,6 +23,7 @@ from instructgpt.label.db.models import (
     Delivery,
     Draft,
     Grade,
+    GroupDeclaration,
     Instructions,
     InstructionsRead,
     Invite,
@@ -36,6 +37,7 @@ from instructgpt.label.db.models import (
     UserSession,
 )
 from instructgpt.label.errors import SiteError
+from instructgpt.label.people.groups import get_declared_group
 from instructgpt.label.tasks.batches import withdraw_prompt
 from instructgpt.label.tasks.submission_contents import read_submission_forms
 
@@ -57,8 +59,10 @@ def export_personal_data(db: Session, person: Person) -> dict[str, Any]:
         .order_by(InstructionsRead.at)
     )
     forms = read_submission_forms(db, submissions)
+    group = get_declared_group(db, person)
     return {
         "account": {name: getattr(person, name) for name in _ACCOUNT_COLUMNS},
+        "group": group and group.name,
         "consents": _select_columns(db, Consent, Consent.person_id == person.id, "version", "at", "withdrawn_at"),
         "sign_ins": _select_columns(
             db, UserSession, UserSession.person_id == person.id, "agent", "created_at", "seen_at", "revoked_at"
@@ -139,6 +143,7 @@ def erase_account(db: Session, person: Person, *, labels: bool, now_ms: int, ini
         db.execute(update(table).where(table.author_id == person.id).values(body=""))
     assignment_ids = select(Assignment.id).where(Assignment.person_id == person.id)
     db.execute(delete(Draft).where(Draft.assignment_id.in_(assignment_ids)))
+    db.execute(delete(GroupDeclaration).where(GroupDeclaration.person_id == person.id))
     db.execute(delete(SurveyParticipation).where(SurveyParticipation.person_id == person.id))
     person.name, person.email, person.password_hash = f"erased-{secrets.token_hex(5)}", None, None
     second_factor.disable_second_factor(person)

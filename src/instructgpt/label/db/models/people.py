@@ -206,6 +206,24 @@ class SurveyParticipation(Base):
     kind: Mapped[str] = mapped_column(primary_key=True)
 
 
+class LabelerGroup(Base):
+    """One group of the owner's list, which labelers may declare."""
+
+    __tablename__ = "labeler_group"
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(unique=True)
+    position: Mapped[int]
+    retired_at: Mapped[int | None]
+
+
+class GroupDeclaration(Base):
+    """What a labeler declared; among pages, only the labeler's own shows it."""
+
+    __tablename__ = "group_declaration"
+    person_id: Mapped[str] = mapped_column(ForeignKey("person.id"), primary_key=True)
+    group_id: Mapped[str] = mapped_column(ForeignKey("labeler_group.id"))
+
+
 class AuditLogEntry(Base):
     """One row of the audit log, with the hash of the previous row."""
 

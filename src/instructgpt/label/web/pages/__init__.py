@@ -21,6 +21,7 @@ from instructgpt.label.web.pages.owner import (
     results,
     search,
     task_review,
+    whose_preferences,
 )
 
 _COMMON = (account, appearance, openid, playground, second_factor, sign_in)
@@ -40,5 +41,6 @@ _OWNER = (
     results,
     search,
     task_review,
+    whose_preferences,
 )
 PAGE_ROUTERS: tuple[APIRouter, ...] = tuple(module.router for module in (*_COMMON, *_LABELER, *_OWNER))

@@ -17,7 +17,7 @@ from instructgpt.label.db.models import Person, current_time_ms
 from instructgpt.label.errors import SiteError
 from instructgpt.label.i18n import list_languages
 from instructgpt.label.integrations import openid_accounts
-from instructgpt.label.people import privacy
+from instructgpt.label.people import groups, privacy
 from instructgpt.label.tasks.assignments import release_sensitive_assignments
 from instructgpt.label.web.params import client_info, set_session_cookie
 from instructgpt.label.web.rendering import THEMES, redirect, render_page, translate_error
@@ -52,6 +52,14 @@ def save_preferences(
         if not sees_sensitive:
             release_sensitive_assignments(db, site.settings, person, current_time_ms())
         audit_log.append_entry(db, person.id, "person.preferences", person.id, sees_sensitive=sees_sensitive)
+    return redirect("/account")
+
+
+@router.post("/account/group")
+def save_group(request: Request, principal: SignedInUser, group: _FormText = "") -> Response:
+    """Declare one's group, or forget it."""
+    with get_site(request).database.write() as db:
+        groups.declare_group(db, db.get_one(Person, principal.user.id), group)
     return redirect("/account")
 
 
@@ -172,6 +180,8 @@ def _render_account_page(request: Request, status: int = 200, error: str | None 
     site = get_site(request)
     with site.database.read() as db:
         person = db.get_one(Person, get_current_principal(request).user.id)
+        labeler_groups = groups.list_groups(db) if person.role == "labeler" else []
+        own_group = groups.get_declared_group(db, person)
         is_connected = openid_accounts.has_identity(db, person)
         sign_ins = accounts.list_active_sessions(db, site.settings, person, current_time_ms())
     return render_page(
@@ -179,6 +189,9 @@ def _render_account_page(request: Request, status: int = 200, error: str | None 
         "account.html",
         status,
         person=person,
+        labeler_groups=labeler_groups,
+        own_group=own_group,
+        min_group_people=groups.MIN_GROUP_PEOPLE,
         sign_ins=sign_ins,
         error=error,
         openid=site.settings.openid,
