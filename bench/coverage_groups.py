@@ -25,6 +25,14 @@ _TRUTH_REPETITIONS = 12
 
 
 @dataclass(frozen=True, slots=True)
+class People:
+    """Tastes (L, 3) and the size of slips (L,)."""
+
+    tastes: Array
+    slip: Array
+
+
+@dataclass(frozen=True, slots=True)
 class GroupRanking:
     prompt: int
     labeler: int
@@ -39,19 +47,17 @@ def group_of(labeler: int, labelers: int) -> str:
     return "B" if labeler < round(_MINORITY * labelers) else "A"
 
 
-def draw_rankings(rng: Generator, design: Design, gap: float, tastes: Array | None = None) -> list[GroupRanking]:
+def draw_rankings(rng: Generator, design: Design, gap: float, people: People | None = None) -> list[GroupRanking]:
     """Draw rankings of two groups, with the scores of a reward model that knows the shared taste.
 
     Args:
-        tastes: (L, 3) of people who stay the same; default: drawn anew.
+        people: who stay the same; default: drawn anew.
     """
-    if tastes is None:
-        tastes = draw_tastes(rng, design.labelers, gap)
+    people = people or draw_people(rng, design.labelers, gap)
     features = rng.normal(size=(design.prompts, COMPLETIONS, 3))
-    slip = rng.uniform(0.5, 1.5, design.labelers)
     who = assign(rng, design)
-    noise = slip[who][..., None] * rng.normal(size=(*who.shape, COMPLETIONS))
-    worth = np.einsum("pkf,pmf->pmk", features, tastes[who]) + noise
+    noise = people.slip[who][..., None] * rng.normal(size=(*who.shape, COMPLETIONS))
+    worth = np.einsum("pkf,pmf->pmk", features, people.tastes[who]) + noise
     ranks = (worth[..., None, :] > worth[..., :, None]).sum(-1) + 1
     scores = features.sum(-1)
     return [
@@ -68,11 +74,11 @@ def draw_rankings(rng: Generator, design: Design, gap: float, tastes: Array | No
     ]
 
 
-def draw_tastes(rng: Generator, labelers: int, gap: float) -> Array:
+def draw_people(rng: Generator, labelers: int, gap: float) -> People:
     tastes = (1 + _TASTE * rng.normal(size=(labelers, 3))) / np.sqrt(3)
     sign = np.array([1 if group_of(labeler, labelers) == "A" else -1 for labeler in range(labelers)])
     tastes[:, 0] += sign * gap / 2
-    return np.asarray(tastes)
+    return People(tastes, rng.uniform(0.5, 1.5, labelers))
 
 
 def assign(rng: Generator, design: Design) -> NDArray[np.int64]:
@@ -103,10 +109,10 @@ def agreement_lines(rng: Generator, repetitions: int, design: Design, gap: float
 
 def opposition_lines(rng: Generator, repetitions: int, design: Design, gap: float) -> list[Line]:
     """Share of pairs on which a group's majority opposes the scores: these people, other prompts."""
-    tastes = draw_tastes(rng, design.labelers, gap)
+    people = draw_people(rng, design.labelers, gap)
     many = Design(4_000, design.labelers, design.per_prompt)
-    truth = [estimate.value for estimate in measure_opposition(draw_rankings(rng, many, gap, tastes))]
-    samples = [measure_opposition(draw_rankings(rng, design, gap, tastes)) for _ in range(repetitions)]
+    truth = [estimate.value for estimate in measure_opposition(draw_rankings(rng, many, gap, people))]
+    samples = [measure_opposition(draw_rankings(rng, design, gap, people)) for _ in range(repetitions)]
     return [
         count_hits(
             f"majority of {name} opposes scores", f"gap {gap:g}", design, value, [sample[i] for sample in samples]

@@ -17,7 +17,8 @@ from instructgpt.config import CommandConfig, presets_with_section, suggest_opti
 from instructgpt.errors import InputError
 
 OPTION_GROUPS = {
-    "models": "checkpoint base policy reward reward_weights reference value_init model models latest tokenizer",
+    "models": """checkpoint base policy reward reward_weights group_aggregation reference value_init model models
+        latest tokenizer""",
     "data": """data corpus demonstrations rankings pretraining mix prompts max_prompt_tokens completions
         validation validation_interval test gold archive requests user_feedback format to source prompt_field questions
         rating_max labeling_config shots subsets keep_empty files transcripts skip_bad""",
@@ -25,7 +26,7 @@ OPTION_GROUPS = {
         labeler since until use people""",
     "architecture": "vocabulary width layers heads context window",
     "optimization": """optimizer muon_lr beta loss tokens epochs batch lr value_lr warmup weight_decay dropout
-        learn l2 keep ema folds adam_eps max_grad_norm""",
+        learn l2 keep ema folds groups group_shrinkage adam_eps max_grad_norm""",
     "PPO": "episodes minibatch kl_coef clip value_clip lam eos_penalty score_normalization score_clip",
     "alarms": "kl_alarm min_entropy parity_tolerance parity_rms_tolerance",
     "PPO-ptx": "ptx_coef ptx_ratio ptx_reduction",

@@ -341,9 +341,9 @@ def test_saved_reward_model_keeps_its_head(stage, save, family, monkeypatch):
     """After a resume, stock transformers, peft on the base and our loader give the trained model's scores."""
     trained, save_it = [], reward.save_and_verify
 
-    def record_final_save(model, probe, folder, summary):
+    def record_final_save(model, probe, folder, *rest):
         trained.extend([model] if folder.name == ".part" else [])
-        save_it(model, probe, folder, summary)
+        save_it(model, probe, folder, *rest)
 
     monkeypatch.setattr(reward, "save_and_verify", record_final_save)
     main, config = stage("reward", "reward", family)

@@ -20,6 +20,7 @@ class LabelerRanks:
     ranks: tuple[int, ...]
     labeler: str | None
     cohort: str
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def tokenize_rankings(
             index_in_ranking = _match_completions(_completion_keys(group[0]), _completion_keys(ranking))
             ranks = tuple(ranking.ranks[index_in_ranking[index]] for index in fitting)
             if len(set(ranks)) > 1:
-                labeler_ranks.append(LabelerRanks(ranks, ranking.labeler, ranking.cohort or "training"))
+                labeler_ranks.append(LabelerRanks(ranks, ranking.labeler, ranking.cohort or "training", ranking.group))
         skipped["rankings without a decided pair"] += len(group) - len(labeler_ranks)
         if labeler_ranks:
             prompts.append(

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import safetensors
 import torch
 import transformers
@@ -32,8 +33,15 @@ from instructgpt.models.classifier import (
     load_pair_tokenizer,
 )
 from instructgpt.models.flop_count import count_outputs
+from instructgpt.models.group_heads import (
+    HeadsOfGroups,
+    add_to_head,
+    describe_group_head,
+    select_groups,
+    stack_heads,
+)
 from instructgpt.models.last_layer_subset import TokenSelection
-from instructgpt.models.loading import load_model
+from instructgpt.models.loading import add_notice, load_model
 from instructgpt.models.lora import BaseModelView, add_lora, save_weights
 from instructgpt.models.packed_attention import hidden_states
 from instructgpt.models.policy import (
@@ -62,6 +70,8 @@ class ScalarModel:
     offset: float = 0.0
     offset_source: OffsetSource = "recorded"
     has_token_outputs: bool = True  # False: only the stock forward pass of a whole text gives the score
+    groups: tuple[str, ...] = ()  # of labelers, whose scores it gives; none: those of all labelers
+    group_heads: HeadsOfGroups | None = None  # of several groups
 
     @property
     def context(self) -> int:
@@ -95,6 +105,35 @@ class ScalarModel:
         Raises:
             InputError: an example is longer than the context.
         """
+        return self._compute_in_microbatches(examples, self.sequence_scores)
+
+    @torch.no_grad()
+    def score_with_head_inputs(self, examples: Sequence[TokenizedExample]) -> tuple[Tensor, Tensor]:
+        """Return scores and what the head reads at each last token, in one pass. -> (B,), (B, D) on the CPU.
+
+        Raises:
+            InputError: an example is longer than the context.
+        """
+        assert self.has_token_outputs
+
+        def compute(batch: PackedBatch) -> Tensor:
+            def forward() -> Tensor:
+                states = hidden_states(self.model, batch, "last_positions")
+                return torch.cat([self.model.score(states).float(), states.float()], dim=1)
+
+            return call_sharded(self.model, forward)
+
+        outputs = self._compute_in_microbatches(examples, compute)
+        return outputs[:, 0] - self.offset, outputs[:, 1:]
+
+    def group_scores(self, examples: Sequence[TokenizedExample]) -> dict[str, Tensor]:
+        """Return the scores of each of `group_heads`, (B,) on the CPU. Raises InputError as `score` does."""
+        assert self.group_heads is not None
+        return self.group_heads.scores(self.score_with_head_inputs(examples)[1])
+
+    def _compute_in_microbatches(
+        self, examples: Sequence[TokenizedExample], compute: Callable[[PackedBatch], Tensor]
+    ) -> Tensor:
         device, max_length = compute_device(self.model), self.context
         longest_example = max(map(len, examples), default=0)
         if longest_example > max_length:
@@ -103,10 +142,12 @@ class ScalarModel:
         dist_info = get_model_dist_info(self.model)
         indices = shard_by_length([len(example) for example in examples], dist_info)
         local_examples = [examples[row] for row in indices]
-        scores = torch.empty(len(local_examples))
+        outputs: list[Any] = [None] * len(local_examples)
         for rows in pad_steps(microbatches_by_prompt(local_examples, token_budget(device)), dist_info):
-            scores[rows] = self.sequence_scores(collate([local_examples[row] for row in rows], device)).cpu()
-        return torch.tensor(gather_in_order(indices, scores.tolist(), len(examples), dist_info))
+            computed = compute(collate([local_examples[row] for row in rows], device)).cpu().numpy()
+            for row, output in zip(rows, computed, strict=True):
+                outputs[row] = output
+        return torch.from_numpy(np.array(gather_in_order(indices, outputs, len(examples), dist_info), np.float32))
 
     def truncate(self, examples: Sequence[TokenizedExample]) -> tuple[list[TokenizedExample], int]:
         """Cut examples that exceed the context from the left, and return how many were cut.
@@ -185,11 +226,17 @@ def _add_padding_token(model: Any, tokenizer: PromptTokenizer) -> None:
     model.config.get_text_config().pad_token_id = tokenizer.hf_tokenizer.pad_token_id
 
 
-def load_reward_model(source: Path | str, device: torch.device) -> ScalarModel:
+def load_reward_model(source: Path | str, device: torch.device, groups: Sequence[str] = ()) -> ScalarModel:
     """Load a reward model of any family, with the offset that it records, or with 0.
 
+    Args:
+        source: a directory or a hub name.
+        device: where it computes.
+        groups: groups of labelers. The head of one replaces the shared head; those of several become `group_heads`.
+
     Raises:
-        InputError: weights of the head are missing, it has several labels, or it records two different offsets.
+        InputError: weights of the head are missing, it has several labels, it records two different offsets, or it has
+            no head of a group.
     """
     is_one_label_classifier(source)
     model, loading_info = load_model(transformers.AutoModelForSequenceClassification, source, check=False)
@@ -206,7 +253,25 @@ def load_reward_model(source: Path | str, device: torch.device) -> ScalarModel:
         prepare_model(model, source)
     offset = _read_recorded_offset(model, source)
     offset_source: OffsetSource = "none" if offset is None else "recorded"
-    return ScalarModel(model, tokenizer, offset or 0.0, offset_source, has_token_outputs)
+    reward_model = ScalarModel(model, tokenizer, offset or 0.0, offset_source, has_token_outputs)
+    if groups:
+        _use_group_heads(reward_model, source, groups)
+    return reward_model
+
+
+def _use_group_heads(reward_model: ScalarModel, source: Path | str, groups: Sequence[str]) -> None:
+    """Score as groups do: with the head of one, or with `group_heads` of several beside the shared one."""
+    shared = get_token_head(reward_model.model)
+    heads = select_groups(source, groups, 0 if shared is None else shared.in_features)
+    assert shared is not None
+    for group, head in zip(groups, heads, strict=True):
+        add_notice(reward_model.model, describe_group_head(group, head))
+    reward_model.groups = tuple(groups)
+    if len(groups) == 1:
+        add_to_head(shared, heads[0])
+        reward_model.offset, reward_model.offset_source = heads[0].score_offset, "recorded"
+    else:
+        reward_model.group_heads = stack_heads(shared, groups, heads)
 
 
 def _load_head_bias(model: Any, source: Path | str, unexpected_keys: Collection[str]) -> None:
@@ -274,7 +339,7 @@ def value_model_from_copy(
 def value_model_from_adapter(reward_model: ScalarModel, rank: int, seed: int) -> tuple[ScalarModel, ScalarModel]:
     """Create a value model as adapters and a head over a reward model's weights. Return it and that reward model."""
     value_model = ScalarModel(add_lora(reward_model.model, rank, seed), reward_model.tokenizer, reward_model.offset)
-    return value_model, ScalarModel(BaseModelView(value_model.model), reward_model.tokenizer, reward_model.offset)
+    return value_model, replace(reward_model, model=BaseModelView(value_model.model))
 
 
 def read_score_offset(folder: Path) -> float | None:

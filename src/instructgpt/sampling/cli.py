@@ -134,7 +134,8 @@ def score_completions(config: ScoreConfig) -> Path:
     """
     check_output_file(config.out)
     skipped = SkippedLines(config.skip_bad)
-    reward_model = load_reward_model(config.reward, pick_device(config.device))
+    groups = () if config.group is None else (config.group,)
+    reward_model = load_reward_model(config.reward, pick_device(config.device), groups)
     _print_lines(describe_model(reward_model.model, sampled=False))
     records = read_records(ScoredInput, config.data, skipped, reward_model.tokenizer.check_prompt)
     demonstrations = read_all_records(Demonstration, config.demonstrations, skipped)

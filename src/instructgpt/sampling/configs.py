@@ -48,6 +48,7 @@ class ScoreConfig(CommandConfig):
 
     out: Path = Field(description="file of scored completions to write")
     reward: str = Field(description="a reward model: any sequence classifier with one label")
+    group: str | None = Field(None, description="score with the head of this group of labelers (reward --groups)")
     data: Path = Field(description="file of completions, or of demonstrations")
     demonstrations: tuple[Path, ...] = Field(
         (), description="demonstrations whose average score becomes 0, for a reward model that records no offset"

@@ -15,6 +15,7 @@ from instructgpt.config import CUDA_GRAPHS_HELP, RANK_TIMEOUT_S, CommandConfig, 
 
 WARMUP_UPDATES = 10
 ScoreNormalization = Literal["none", "scale", "standardize"]
+GroupAggregation = Literal["mean", "max-min"]
 """What running moments do to scores: nothing, divide by the standard deviation, or subtract the mean first."""
 
 
@@ -124,6 +125,10 @@ class RewardConfig(StageConfig):
     lr: float = Field(9e-6, gt=0, description="peak learning rate; cosine to a tenth")
     keep: Literal["best", "last"] = Field("last", description="saved step: the last, or the best on validation data")
     folds: int = Field(0, ge=0, description="cross-validate over this many groups of labelers (appendix E.2: 5)")
+    groups: bool = Field(False, description="fit a head for each declared group of five training labelers or more, too")
+    group_shrinkage: float | None = Field(
+        None, gt=0, description="ridge penalty that holds groups' heads to the shared one; default: by cross-validation"
+    )
     skip_bad: bool = Field(False, description="skip and count bad lines")
     processes: int = Field(1, ge=1, description="ranks to start on this machine; torchrun starts its own")
     patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds without an answer before a rank counts as dead")
@@ -131,6 +136,8 @@ class RewardConfig(StageConfig):
     def ineffective_options(self) -> Iterator[str]:
         if self.folds == 1:
             yield "--folds 1 leaves nothing to train on; use at least 2"
+        if self.group_shrinkage is not None and not self.groups:
+            yield "--group-shrinkage has no effect without --groups"
 
 
 class DPOConfig(StageConfig):
@@ -173,6 +180,12 @@ class PPOConfig(StageConfig):
         min_length=1, description="reward models, and Python functions FILE.py:NAME (prompts, completions) -> scores"
     )
     reward_weights: tuple[float, ...] = Field((), description="weight of each --reward in the score; default: 1 each")
+    group: tuple[str, ...] = Field(
+        (), description="groups of labelers whose heads score (reward --groups); default: the head of all labelers"
+    )
+    group_aggregation: GroupAggregation = Field(
+        "mean", description="with several --group: their mean score, or that of the group worst off in each batch"
+    )
     demonstrations: tuple[Path, ...] = Field(
         (), description="demonstrations whose average score becomes 0, for reward models that record no offset"
     )
@@ -237,6 +250,10 @@ class PPOConfig(StageConfig):
             yield f"{len(self.reward_weights)} --reward-weights for {len(self.reward)} --reward; give one for each"
         if len(set(self.reward)) < len(self.reward):
             yield "--reward names the same source twice; give it a larger weight with --reward-weights"
+        if len(set(self.group)) < len(self.group):
+            yield "--group names the same group twice"
+        if "group_aggregation" in self.model_fields_set and len(self.group) < 2:
+            yield "--group-aggregation has no effect with fewer than two --group"
         if "validation_interval" in self.model_fields_set and not self.validation:
             yield "--validation-interval has no effect without --validation"
         for name in ("ptx_coef", "ptx_reduction", "ptx_ratio"):

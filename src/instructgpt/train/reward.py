@@ -1,6 +1,7 @@
 """Stage 2: the reward model, trained on K-wise rankings (section 3.5, equation 1, appendix C.2).
 
     instructgpt reward --base runs/sft --data rankings.jsonl --demonstrations demonstrations.jsonl --out runs/reward
+    instructgpt reward … --groups                              a head for each group of labelers, too
 
 All pairs of a prompt are one batch element. Afterwards scores are shifted so that demonstrations average 0. Rankings of
 held-out labelers only validate.
@@ -29,6 +30,7 @@ from instructgpt.data.tokenization import tokenize_demonstrations
 from instructgpt.distributed.launch import launch
 from instructgpt.errors import InputError, RunError
 from instructgpt.models.classifier import is_one_label_classifier
+from instructgpt.models.group_heads import write_group_heads
 from instructgpt.models.loading import round_to_saved_dtype, saved_dtype
 from instructgpt.models.lora import add_lora, get_trainable_module, has_adapters
 from instructgpt.models.policy import count_parameters
@@ -41,6 +43,7 @@ from instructgpt.run.directory import RunDirectory
 from instructgpt.run.lineage import named_inputs
 from instructgpt.run.timing import PHASE_TIMER
 from instructgpt.train.configs import RewardConfig
+from instructgpt.train.group_heads import FittedGroup, check_head, fit_groups, is_scored_by_groups, require_groups
 from instructgpt.train.optim import (
     BestCheckpoint,
     build_optimizer,
@@ -76,6 +79,9 @@ def train(config: RewardConfig) -> None:
         run.info(f"goes on from the reward model {escape(config.base)} and its head, instead of a new head")
     announce_tokenizer(reward.tokenizer, run)
     training, validation, centering_examples = load_data(config, reward, run)
+    if config.groups:
+        check_head(reward)
+        require_groups(training, lambda text: run.info(escape(text)))
     shard(reward.model, memory=config.memory, gather_in_bf16=False)
     report_models(run, reward=reward.model)
     state = run.restore()
@@ -97,8 +103,14 @@ def train(config: RewardConfig) -> None:
     }
     if config.folds:
         summary["cross_validation"] = cross_validate(training, config, device, run)
+    groups: list[FittedGroup] = []
+    if config.groups:
+        groups = fit_groups(
+            reward, training, validation, centering_examples, config.group_shrinkage, lambda t: run.info(escape(t))
+        )
+        summary["groups"] = {group.name: group.summary() for group in groups}
     full_reward = replace(reward, model=full_model_on_rank0(reward.model))
-    run.finish(lambda folder: save_and_verify(full_reward, centering_examples[:8], folder, summary), **summary)
+    run.finish(lambda folder: save_and_verify(full_reward, centering_examples[:8], folder, summary, groups), **summary)
 
 
 def _prepare_reward_model(config: RewardConfig, device: torch.device, seed: int) -> ScalarModel:
@@ -230,7 +242,13 @@ def filter_labelers(prompts: Sequence[RankedPrompt], predicate: Callable[[Labele
     return [filtered for prompt in prompts if (filtered := prompt.filter(predicate))]
 
 
-def save_and_verify(reward: ScalarModel, probe: list[TokenizedExample], folder: Path, summary: dict[str, Any]) -> None:
+def save_and_verify(
+    reward: ScalarModel,
+    probe: list[TokenizedExample],
+    folder: Path,
+    summary: dict[str, Any],
+    groups: Sequence[FittedGroup] = (),
+) -> None:
     """Save the model, reload it, and raise RunError if it scores `probe` differently.
 
     Before training the probe is empty: a model that computes in bf16 differs from the saved one.
@@ -241,5 +259,9 @@ def save_and_verify(reward: ScalarModel, probe: list[TokenizedExample], folder: 
     tolerance = 1e-4 if saved_dtype(reward.model) == torch.float32 or not has_adapters(reward.model) else 0.1
     if probe and not torch.allclose(reloaded.score(probe), reward.score(probe), atol=tolerance):
         raise RunError(f"{folder}: the saved reward model scores differently from the trained one")
+    if groups:
+        write_group_heads(folder, {group.name: group.to_saved() for group in groups})
+        if probe and not is_scored_by_groups(reward, groups, probe, folder, tolerance):
+            raise RunError(f"{folder}: the saved heads of groups score differently from the fitted ones")
     if "cross_validation" in summary:
         write_text_atomic(folder / "cross_validation.json", json.dumps(summary["cross_validation"], indent=2))

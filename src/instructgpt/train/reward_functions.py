@@ -4,6 +4,9 @@
     --reward A B --reward-weights 1 0.5                          several
     --reward runs/reward rules.py:short --reward-weights 1 0.1   a function of rules.py beside a reward model
 
+    --reward runs/reward --group A                               the head of one group of labelers
+    --reward runs/reward --group A B --group-aggregation max-min several groups, the worse off first
+
 A function takes prompts and completions and returns one number for each completion. PPO sees only a `Reward`: the sum,
 normalized and clipped where options say so.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,14 +24,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from instructgpt.data.packing import TokenizedExample
 from instructgpt.data.tokenization import PromptTokenizer
 from instructgpt.distributed.comm import broadcast_from_rank0, get_dist_info
 from instructgpt.errors import InputError, RunError, one_line
+from instructgpt.models.group_heads import read_group_heads
+from instructgpt.models.loading import add_notice
 from instructgpt.models.rank0 import load_on_rank0
 from instructgpt.models.reward_model import ScalarModel, load_reward_model
 from instructgpt.records import Prompt, PromptFields
 from instructgpt.sampling.completions import SampledCompletion, retokenize_for
-from instructgpt.train.configs import PPOConfig, ScoreNormalization, split_function_source
+from instructgpt.train.configs import GroupAggregation, PPOConfig, ScoreNormalization, split_function_source
 
 _PROBE_COMPLETIONS = ("", "Yes.")
 _MIN_STD = 1e-6
@@ -49,21 +55,44 @@ class RewardFunction(Protocol):
 class ModelReward:
     """A reward model. It reads the sampled tokens, or their text if its tokenizer is not the policy's.
 
-    Its own tokens of that text can exceed its context: then the text is cut from the left.
+    Its own tokens of that text can exceed its context: then the text is cut from the left. Where it scores for several
+    groups of labelers, their scores are aggregated.
     """
 
     name: str
     scorer: ScalarModel
     policy_tokenizer: PromptTokenizer
+    group_aggregation: GroupAggregation = "mean"
 
     @property
     def reads_tokens(self) -> bool:
         return self.scorer.tokenizer.is_compatible(self.policy_tokenizer)
 
     def score(self, completions: Sequence[SampledCompletion]) -> tuple[Tensor, int]:
-        examples = retokenize_for(self.scorer.tokenizer, self.policy_tokenizer, completions)
-        examples, num_cut = self.scorer.truncate(examples)
+        if self.scorer.group_heads is not None:
+            by_group, num_cut = self.score_by_group(completions)
+            return aggregate_group_scores(by_group, self.group_aggregation), num_cut
+        examples, num_cut = self._prepare(completions)
         return self.scorer.score(examples), num_cut
+
+    def score_by_group(self, completions: Sequence[SampledCompletion]) -> tuple[dict[str, Tensor], int]:
+        """Return the scores (B,) of each group, and how many texts were cut to be scored."""
+        examples, num_cut = self._prepare(completions)
+        return self.scorer.group_scores(examples), num_cut
+
+    def _prepare(self, completions: Sequence[SampledCompletion]) -> tuple[list[TokenizedExample], int]:
+        examples = retokenize_for(self.scorer.tokenizer, self.policy_tokenizer, completions)
+        return self.scorer.truncate(examples)
+
+
+def aggregate_group_scores(by_group: Mapping[str, Tensor], aggregation: GroupAggregation) -> Tensor:
+    """Return the groups' mean, or the scores of the group whose mean over the batch is lowest. -> (B,).
+
+    The second maximizes the smallest expected score of a group (MaxMin-RLHF, Chakraborty et al. 2024, algorithm 1).
+    """
+    if aggregation == "mean":
+        return torch.stack(list(by_group.values())).mean(0)
+    return min(by_group.values(), key=lambda scores: float(scores.mean()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +207,12 @@ class Reward:
         parts, num_cut = dict[str, Tensor](), 0
         total = torch.zeros(len(completions))
         for function, weight in zip(self.functions, self.weights, strict=True):
-            parts[function.name], cut = function.score(completions)
+            if isinstance(function, ModelReward) and function.scorer.group_heads is not None:
+                by_group, cut = function.score_by_group(completions)
+                parts |= {f"{function.name}/{group}": scores for group, scores in by_group.items()}
+                parts[function.name] = aggregate_group_scores(by_group, function.group_aggregation)
+            else:
+                parts[function.name], cut = function.score(completions)
             total = total + weight * parts[function.name]
             num_cut += cut
         return Scores(total=self._transform(total, update_moments), raw=total, parts=parts, num_cut=num_cut)
@@ -245,6 +279,15 @@ def load_function(source: str) -> Callable[[list[Any], list[str]], Iterable[floa
     return reward_function
 
 
+def _load_scorer(source: str, device: torch.device, groups: Sequence[str]) -> ScalarModel:
+    """Load a reward model that scores for these groups, where it has heads of groups at all."""
+    if groups and not read_group_heads(source):
+        scorer = load_reward_model(source, device)
+        add_notice(scorer.model, "it has no heads of groups, so --group does not change its score")
+        return scorer
+    return load_reward_model(source, device, groups)
+
+
 def load_reward(
     config: PPOConfig,
     policy_tokenizer: PromptTokenizer,
@@ -253,12 +296,20 @@ def load_reward(
 ) -> Reward:
     """Load the reward models and functions of a run; `prepare` gets each model before the next is read."""
     functions: list[RewardFunction] = []
+    has_groups = False
     for source, name in zip(config.reward, unique_names(config.reward), strict=True):
         if split_function_source(source):
             functions.append(PythonReward(name, load_function(source)))
             continue
-        part = ModelReward(name, load_on_rank0(load_reward_model, source, device), policy_tokenizer)
+        scorer = load_on_rank0(_load_scorer, source, device, config.group)
+        part = ModelReward(name, scorer, policy_tokenizer, config.group_aggregation)
+        has_groups = has_groups or bool(scorer.groups)
         prepare(part)
         functions.append(part)
+    if config.group and not has_groups:
+        raise InputError(
+            f"--group {' '.join(config.group)}: no --reward has heads of groups; train one with "
+            "'instructgpt reward --groups'"
+        )
     weights = config.reward_weights or (1.0,) * len(functions)
     return Reward(tuple(functions), tuple(weights), config.score_normalization, config.score_clip)

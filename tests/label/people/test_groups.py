@@ -84,7 +84,7 @@ def test_the_page_compares_large_groups_and_names_small_ones_only_in_the_owners_
 def test_no_get_request_of_the_owner_names_a_group_of_four_but_the_owners_own_list(filled):
     site, owner, people, _ = filled
     client = client_of(site, owner)
-    keys = {batch["key"] for batch in client.get("/api/v1/batches").json()["batches"]}
+    keys = {batch["id"] for batch in client.get("/api/v1/batches").json()}
     parts = {
         "person_id": {person.id for person in people},
         "key": keys,
