@@ -59,7 +59,7 @@ test: $(STAMP)  ## format, lint, types and every test
 	$(TEST)
 
 test-long: $(STAMP)  ## the tests that take minutes: many users and labelers on one site, workers of a sweep, through kills
-	INSTRUCTGPT_TEST_LONG=1 $(TEST) tests/label/playground/test_load.py tests/label/playground/test_erasure.py tests/sweep/test_sweep_claims.py
+	INSTRUCTGPT_TEST_LONG=1 $(TEST) tests/label/playground/test_load.py tests/label/playground/test_erasure.py tests/sweep/test_sweep_claims.py tests/docs/test_site.py tests/docs/test_tutorials.py
 
 check: $(STAMP)  ## the same without the slow tests
 	$(PYTHON_IN) -m ruff format --check .
@@ -67,11 +67,13 @@ check: $(STAMP)  ## the same without the slow tests
 	$(PYTHON_IN) -m mypy
 	$(TEST) -m "not slow"
 
-families: $(STAMP)  ## try every family of causal models and write docs/families.md (15 minutes)
+families: $(STAMP)  ## try every family of causal models and write docs/reference/families.md (15 minutes)
 	$(PYTHON_IN) docs/generate_families.py
 
-docs: $(STAMP)  ## write docs/options.md from the options of the commands
+docs: $(STAMP)  ## write the generated pages, build the documentation in build/docs and check its links
 	$(PYTHON_IN) docs/generate_options.py
+	$(PYTHON_IN) docs/generate_notebook.py
+	$(PYTHON_IN) -m sphinx -W --keep-going -q docs build/docs
 
 clean:  ## remove .venv and what the tools left; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,7 +2,7 @@
 
     python bench/coverage.py                        # everything, 200 repetitions: about ten minutes on one core
     python bench/coverage.py share temperature --repetitions 1000
-    python bench/coverage.py --rows rows.jsonl --processes 2 --write docs/statistics.md
+    python bench/coverage.py --rows rows.jsonl --processes 2 --write docs/reference/statistics.md
 
 With --rows, each finished case is kept there; the same command goes on where it was stopped.
 

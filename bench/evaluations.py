@@ -1,6 +1,6 @@
 """Every evaluation of a small model on a folder of public data, at the documented limits: seconds of each, and of all.
 
-    # files as docs/evaluate.md names them, and a folder of rankings
+    # files as docs/reference/evaluate.md names them, and a folder of rankings
     python bench/evaluations.py DATA --rankings RANKINGS
     python bench/evaluations.py DATA --model runs/mine/sft        # another model than the one that is made
 

@@ -323,7 +323,7 @@ def make_kit(kit: Path, put: Callable[[str], str]) -> None:
 
 
 def table(rows: dict[str, Found]) -> str:
-    """The results as a table for docs/results.md."""
+    """The results as a table for docs/explanation/results.md."""
     lines = [
         f"| command | runs | kills | {' | '.join(PLACES)} | left something half written | weights | metrics | other "
         "files |"

@@ -4,7 +4,7 @@ paper's batches.
     python bench/scaling.py                              # tables, and the figure in docs/
     python bench/scaling.py "reward 6B" --ranks 1 8      # some of it, no figure
 
-Nothing is measured here. Every assumption is an option of `plan` below, or stands in docs/cluster.md.
+Nothing is measured here. Every assumption is an option of `plan` below, or stands in docs/guides/cluster.md.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def break_things(
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
-    """The results as a table for docs/results.md."""
+    """The results as a table for docs/explanation/results.md."""
     head = (
         "| database | submitted | kills | broken calls | lost | duplicate | over-assigned | claim p50 | p95 | p99 "
         "| "

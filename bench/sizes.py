@@ -1,6 +1,6 @@
 """What PPO needs for models of 1 B and 7 B parameters on GPUs of 80 GB, calculated by `instructgpt plan`.
 
-    python bench/sizes.py                       # the table of docs/plan.md
+    python bench/sizes.py                       # the table of docs/guides/plan.md
     python bench/sizes.py "1 B, LoRA, one GPU"  # one row
 
 Nothing is measured here. Policy and reward model have the shape of Llama 3.2 1B or Llama 2 7B.

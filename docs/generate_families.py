@@ -1,4 +1,4 @@
-"""Write docs/families.md and the table that models are loaded by: `make families`, about 15 minutes on two cores.
+"""Write docs/reference/families.md and the table that models are loaded by: `make families`, about 15 minutes on two cores.
 
 Every name of transformers' auto mapping of causal models is built small (tests/support/family_models.py) and put to
 the checks of tests/support/family_checks.py, each in a process of its own. A family that fails a check and has no
@@ -36,7 +36,7 @@ from instructgpt.models.families import Family  # noqa: E402
 from instructgpt.models.packed_attention import PACKED_ATTENTION  # noqa: E402
 from instructgpt.sampling import engine  # noqa: E402
 
-TABLE, PAGE = ROOT / "src/instructgpt/models/families.json", ROOT / "docs/families.md"
+TABLE, PAGE = ROOT / "src/instructgpt/models/families.json", ROOT / "docs/reference/families.md"
 TIMEOUT_S, JOBS = 240, 2
 _BOTH_WAYS = "later tokens change the logits of earlier ones"
 _DRAFTS = "it drafts tokens for a larger model and writes no text alone"
@@ -162,7 +162,7 @@ def measure_in_process(name: str) -> dict[str, Any]:
 
 
 def format_page(rows: dict[str, dict[str, Any]]) -> str:
-    """Return docs/families.md: how to read it, and a row a family."""
+    """Return docs/reference/families.md: how to read it, and a row a family."""
     kept = {name: Family(**row) for name, row in rows.items()}
     exact = {name: family for name, family in kept.items() if family.refused is None}
     counts = [

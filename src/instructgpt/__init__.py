@@ -31,6 +31,7 @@ _EXPORTS = {
     "load_policy": "models.policy",
     "load_reward_model": "models.reward_model",
     "make_config": "config",
+    "patch_function": "run.patches",
     "pretrain": "train.pretrain:main",
     "read_records": "records",
     "run_pipeline": "pipeline:main",

@@ -120,10 +120,10 @@ COMMANDS = (
     Command(
         "plan",
         "plan.PlanConfig",
-        "plan.cli",
-        "predict memory and time of a stage, or compare a finished run with the prediction",
+        "pipeline_plan",
+        "predict memory and time of a stage or a run, or compare a finished stage with the prediction",
         positional="run",
-        wraps=("pretrain", "sft", "reward", "ppo"),
+        wraps=("pretrain", "sft", "reward", "ppo", "run"),
     ),
     Command("doctor", "run.DoctorConfig", "doctor.cli", "diagnose a run and suggest fixes", positional="run"),
     Command(
@@ -132,6 +132,22 @@ COMMANDS = (
         "watch",
         "follow a run: progress, curves, samples, findings",
         positional="run",
+    ),
+    Command(
+        "push",
+        "hub.PushConfig",
+        "hub.push",
+        "send a finished model to the Hugging Face hub, with its model card",
+        positional="directory",
+        loads_torch=False,
+    ),
+    Command(
+        "from-trl",
+        "trl.FromTRLConfig",
+        "trl.convert",
+        "convert a configuration of a TRL trainer",
+        positional="trl_config",
+        loads_torch=False,
     ),
     Command(
         "data import",

@@ -19,7 +19,8 @@ from instructgpt.errors import InputError
 OPTION_GROUPS = {
     "models": """checkpoint base policy reward reward_weights group_aggregation reference value_init model models
         latest tokenizer""",
-    "data": """data corpus demonstrations rankings pretraining mix prompts max_prompt_tokens completions
+    "data": """trl_config trainer gpus data corpus demonstrations rankings pretraining mix prompts
+        max_prompt_tokens completions
         validation validation_interval test gold archive requests user_feedback format to source prompt_field questions
         rating_max labeling_config shots subsets keep_empty files transcripts skip_bad""",
     "filters and splits": """split prefix cap group salt personal detectors max_characters use_cases use_case
@@ -37,6 +38,7 @@ OPTION_GROUPS = {
     "rounds": "rounds round_reward round_policy one_round_control",
     "site": """site database public_url host port key second_factor end_second_factor endpoint endpoint_models
         retention_days""",
+    "hub": "directory repo license base_model results private",
     "serving": "action url system upstream keys store rate max_rows max_waiting timeout metrics owner allow_store days",
     "labeling": """name kind purpose cohort screening priority overlap cohort_share cohort_overlap gold_share
         repeat_share heldout_share k_least k_most hourly currency open""",

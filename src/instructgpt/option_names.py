@@ -139,7 +139,7 @@ FIXED_OPTIONS = {
     "per_device_train_batch_size": "it counts all devices together",
     "lr_scheduler_type": "the schedule is the paper's",
     "optim": "the optimizer is Adam; --memory adam8bit or offload changes where its state is",
-    "push_to_hub": "copy the output directory with 'hf upload'",
+    "push_to_hub": "push the finished directory with 'instructgpt push'",
     "fp16": "as: --memory bf16",
     "bf16": "as: --memory bf16",
     "gradient_checkpointing": "as: --memory checkpointing",

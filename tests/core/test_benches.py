@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from support.pages import read_page
 
 ROOT = Path(__file__).parents[2]
 SVG = "{http://www.w3.org/2000/svg}svg"
@@ -41,7 +42,7 @@ def test_gpu_bench_runs_at_toy_size_on_a_cpu(tmp_path):
 def test_sizes_in_the_docs_are_what_the_plan_says(row):
     line = bench("sizes.py", row).splitlines()[-1]
     assert line.startswith(f"| {row} |")
-    assert line in (ROOT / "docs" / "plan.md").read_text().splitlines()
+    assert line in read_page("plan").splitlines()
 
 
 def test_ppo_bench_reports_share_of_ideal():

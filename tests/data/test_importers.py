@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from support.pages import read_page
 
 from instructgpt.data.cli import import_datasets
 from instructgpt.data.configs import CleanConfig, ImportConfig, SplitConfig, StatsConfig
@@ -499,8 +500,7 @@ def test_bad_lines_are_skipped_only_when_asked(tmp_path: Path) -> None:
 
 
 def test_the_page_explains_every_format_option_and_detector() -> None:
-    docs = Path(__file__).parents[2] / "docs"
-    page = (docs / "data.md").read_text() + (docs / "options.md").read_text()
+    page = read_page("data") + read_page("options")
     configs = (ImportConfig, CleanConfig, SplitConfig, StatsConfig)
     named = [f"`--{name.replace('_', '-')}`" for config in configs for name in config.model_fields]
     named += [f"`{name}`" for name in (*IMPORTERS, *PII_DETECTORS, *USE_CASES)]

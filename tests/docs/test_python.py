@@ -1,4 +1,4 @@
-"""The Python of docs/python.md, run as it stands, in its order.
+"""The Python of docs/guides/python.md, run as it stands, in its order.
 
 pytest tests/docs/test_python.py
 """
@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from support.commands import make_kit
-from support.pages import FENCE, ROOT
+from support.pages import FENCE, read_page
 
 from instructgpt import functional
 from instructgpt.train import ppo
@@ -29,7 +29,7 @@ def ran(tmp_path_factory):
     folder = tmp_path_factory.mktemp("python")
     kit = make_kit(folder)
     shutil.copytree(kit.base, folder / "runs" / "mine" / "base")
-    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    page = read_page("python")
     names: dict[str, object] = {}
     with pytest.MonkeyPatch.context() as here:
         here.chdir(folder)

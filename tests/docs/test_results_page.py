@@ -1,16 +1,15 @@
-"""docs/results/*.json: rows that the pages link, and the means that docs/results.md takes of them."""
+"""docs/results/*.json: rows that the pages link, and the means that docs/explanation/results.md takes of them."""
 
 from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 from scipy.stats import t
+from support.pages import DOCS, read_page
 
-DOCS = Path(__file__).parents[2] / "docs"
 TABLES = sorted((DOCS / "results").glob("*.json"))
 ROWS = {
     "win rate against SFT, %, training labelers": ("win_rate_vs_sft", "training"),
@@ -31,13 +30,13 @@ def test_table_is_a_list_of_rows_that_a_page_links(table):
     rows = json.loads(table.read_text(encoding="utf-8"))
     assert rows
     assert all(isinstance(row, dict) for row in rows)
-    assert any(f"results/{table.name}" in page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))
+    assert any(f"results/{table.name}" in page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
 
 
 @pytest.mark.parametrize("label", ROWS)
 def test_demo_means_follow_from_the_seeds(label):
     metric, condition = ROWS[label]
-    page = (DOCS / "results.md").read_text(encoding="utf-8").replace("**", "")
+    page = read_page("results").replace("**", "")
     (line,) = re.findall(rf"^\| {re.escape(label)} \|(.*)\|$", page, re.M)
     rows = json.loads((DOCS / "results" / "demo.json").read_text(encoding="utf-8"))
     digits, ceiling = (1, 100.0) if label.endswith("%") or "%," in label else (2, float("inf"))

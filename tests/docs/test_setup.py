@@ -119,7 +119,7 @@ def test_every_target_begins_with_the_installation(clone, target):
         "run": "instructgpt run --preset demo --out runs/demo",
         "test": "-m pytest -n 2 --dist worksteal",
         "check": '-m "not slow"',
-        "docs": "docs/generate_options.py",
+        "docs": "-m sphinx -W",
     }
     assert last.get(target, "") in shown.stdout.splitlines()[-1]
     assert calls(clone) == []

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from support.pages import read_page
 
 from instructgpt.cli import run_command as command
 from instructgpt.evaluate.configs import EVAL_TASK_NAMES
@@ -384,8 +384,8 @@ def test_results_do_not_depend_on_the_number_of_processes(data, scorer, save, tm
 
 
 def test_example_of_the_docs_page_runs(save, tmp_path, monkeypatch):
-    """Run the code of docs/evaluate.md, "Adding one", as printed."""
-    page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    """Run the code of docs/reference/evaluate.md, "Adding one", as printed."""
+    page = read_page("evaluate")
     (text,) = [block.partition("```")[0] for block in page.split("## Adding one")[1].split("```python\n")[1:]]
     riddles: dict = {}
     exec(text, riddles)

@@ -19,6 +19,7 @@ from conftest import CPU
 from support import family_checks as checks
 from support.commands import edit_json
 from support.family_models import families, small_config, small_model
+from support.pages import read_page
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from instructgpt.data.packing import TokenizedExample, collate
@@ -67,7 +68,7 @@ def test_the_table_has_every_name_of_the_mapping():
     missing = set(families()) - set(load_table())
     assert not missing, f"run 'make families', which gives a row to {sorted(missing)}"
     assert "families" in (ROOT / "Makefile").read_text()
-    page = (ROOT / "docs/families.md").read_text(encoding="utf-8")
+    page = read_page("families")
     assert all(f"\n| `{name}` |" in page for name in load_table())
 
 
@@ -136,7 +137,7 @@ def test_a_family_without_row_is_computed_carefully_and_says_so(tmp_path, monkey
     model, _ = load_policy(folder, CPU)
     path = execution_path(model)
     assert (path.batches, path.sampling) == ("padded", "recomputation")
-    assert any("is not in docs/families.md" in notice for notice in model_notices(model))
+    assert any("is not in docs/reference/families.md" in notice for notice in model_notices(model))
     checks.check_batches(folder)
     checks.check_sampling(folder)
 

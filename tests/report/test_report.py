@@ -6,13 +6,13 @@ import re
 import shutil
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from rich.console import Console
 from support.example_run import HOSTILE, make
+from support.pages import DOCS
 
 from instructgpt.errors import InputError
 from instructgpt.formatting import format_large_count, format_training_time
@@ -474,7 +474,7 @@ def test_numbers_as_people_write_them(said, expected):
 
 
 def test_the_docs_name_every_metric_and_file(run):
-    docs = "".join(page.read_text(encoding="utf-8") for page in (Path(__file__).parents[2] / "docs").glob("*.md"))
+    docs = "".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
     named = {
         row.metric for row in read_result_rows(run / "results.json") if row.evaluation not in ("labels", "difference")
     } - {

@@ -8,7 +8,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 FENCE = re.compile(r"^ *(```+|~~~+) *(\w*)[^\n]*\n(.*?)^ *\1 *$", re.M | re.S)
+
+
+def find_page(name: str) -> Path | None:
+    """Return the page of this name in docs, whatever its kind; names are unique."""
+    pages = list(DOCS.rglob(f"{name}.md"))
+    assert len(pages) < 2, pages
+    return pages[0] if pages else None
+
+
+def read_page(name: str) -> str:
+    """Return the text of the page of this name in docs."""
+    page = find_page(name)
+    assert page is not None, f"docs have no page {name}.md"
+    return page.read_text(encoding="utf-8")
 
 
 def commands(text: str) -> Iterator[list[str]]:

@@ -24,7 +24,7 @@ Affects memory and speed only.
 MIN_MICROBATCH_TOKENS = 256
 """Smallest microbatch worth trying after out-of-memory: below it the model itself is too large."""
 MIN_SHARED_PREFIX = 4
-"""Minimum prompt length for computing it once per group of completions (see docs/performance.md)."""
+"""Minimum prompt length for computing it once per group of completions (see docs/explanation/performance.md)."""
 
 
 @dataclass(frozen=True, slots=True)

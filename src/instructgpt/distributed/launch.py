@@ -38,6 +38,7 @@ from instructgpt.errors import InputError, RunError, is_out_of_memory
 from instructgpt.io import write_text_atomic
 from instructgpt.run.directory import console, read_run_record
 from instructgpt.run.lock import release_directory_lock
+from instructgpt.run.patches import check_no_patches
 from instructgpt.run.signals import defer_interrupts
 
 _RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
@@ -80,6 +81,7 @@ def run_processes(processes: int, jobs: Sequence[ProcessJob]) -> None:
 
 def check_main_guard() -> None:
     """Raise InputError where worker processes, which import the running script, would start all of it again."""
+    check_no_patches()
     main_module = sys.modules.get("__main__")
     file = getattr(main_module, "__file__", None)
     if file is None or Path(file).name == "__main__.py" or not Path(file).is_file():

@@ -183,7 +183,7 @@ def _load_questions(
         except InputError as error:
             raise InputError(f"{task.name}: {error}") from error
     if not task_questions:
-        raise InputError("evaluate: no data for any evaluation; docs/evaluate.md lists the files")
+        raise InputError("evaluate: no data for any evaluation; docs/reference/evaluate.md lists the files")
     return task_questions
 
 

@@ -1,4 +1,4 @@
-"""What each round of `run --rounds` gained, and what it cost (docs/rounds.md).
+"""What each round of `run --rounds` gained, and what it cost (docs/guides/rounds.md).
 
 A round's policy is `policy@round-2`, its reward model `reward@round-2`; those of the control, which spent as many
 rankings in one round, are `policy@one-round-of-3` and so on.

@@ -94,7 +94,7 @@ class BaseClient:
 
 
 class OwnerClient(BaseClient):
-    """Client with an API key; docs/label-api.md lists the scopes."""
+    """Client with an API key; docs/reference/label-api.md lists the scopes."""
 
     def upsert_prompt(self, prompt: Mapping[str, Any]) -> dict[str, Any]:
         """Create a prompt, or update the one with its `id`."""
@@ -123,7 +123,7 @@ class OwnerClient(BaseClient):
         return dict(self.request("GET", f"/batches/{batch_id}"))
 
     def create_batch(self, name: str, kind: str, **options: Any) -> dict[str, Any]:
-        """Create a batch of `prompts`, `completions` or `stored` data; docs/label-api.md lists the options."""
+        """Create a batch of `prompts`, `completions` or `stored` data; docs/reference/label-api.md lists the options."""
         return dict(self.request("POST", "/batches", json={"name": name, "kind": kind, **options}))
 
     def open_batch(self, batch_id: str) -> dict[str, Any]:

@@ -101,13 +101,17 @@ def check_supported(config: Any, source: object, *, reward: bool = False) -> Non
         kinds = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, transformers.MODEL_FOR_CAUSAL_LM_MAPPING
         if type(config) not in kinds[not reward] and not getattr(config, "auto_map", None):
             missing = "sequence classifier" if reward else "causal language model"
-            raise InputError(f"{source}: transformers has no {missing} of the family '{name}' (docs/families.md)")
+            raise InputError(
+                f"{source}: transformers has no {missing} of the family '{name}' (docs/reference/families.md)"
+            )
         return
     if family.refused is not None:
-        raise InputError(f"{source}: the family '{name}' is not supported: {family.refused} (docs/families.md)")
+        raise InputError(
+            f"{source}: the family '{name}' is not supported: {family.refused} (docs/reference/families.md)"
+        )
     if family.decoder_only and not getattr(text_config(config), "is_decoder", False):
         reason = 'without "is_decoder": true in config.json it reads both ways and cannot write text'
-        raise InputError(f"{source}: the family '{name}' is not supported here: {reason} (docs/families.md)")
+        raise InputError(f"{source}: the family '{name}' is not supported here: {reason} (docs/reference/families.md)")
     if reward and not family.reward:
         reason = "transformers has no sequence classifier of this family with a linear head 'score'"
         raise InputError(f"{source}: the family '{name}' cannot be a reward or value model: {reason}")

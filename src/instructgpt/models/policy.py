@@ -97,7 +97,7 @@ def prepare_model(model: Any, source: Path | str) -> None:
     use_packed_attention(model)
     if get_family(model.config) is None:
         family = model.config.model_type
-        add_notice(model, f"the family '{family}' is not in docs/families.md; it is computed in padded rows")
+        add_notice(model, f"the family '{family}' is not in docs/reference/families.md; it is computed in padded rows")
     if notice := context_notice(model.config):
         add_notice(model, notice)
 

@@ -33,7 +33,7 @@ from instructgpt.models.precision import (
 )
 
 MIN_SHARDED_PARAMETERS = 25_000_000
-"""Models of fewer parameters are replicated (`docs/performance.md`, several processes)."""
+"""Models of fewer parameters are replicated (`docs/explanation/performance.md`, several processes)."""
 MIN_FSDP_GROUP_PARAMETERS = 25_000_000
 """Layers are gathered in groups of at least so many parameters, because every gathering makes all ranks wait."""
 MAX_UNSHARDED_MEMORY_SHARE = 0.5

@@ -16,7 +16,7 @@ from instructgpt.sampling.engine import CPU_CACHE_BYTES, CUDA_CACHE_SHARE, rows_
 _ALLOCATOR_OVERHEAD_RATIO = 2.0
 """Unusable glibc heap bytes per byte of trained weights, or of activations where these are fewer: Adam moments and
 gradients occupy freed activation blocks, and small adapter gradients fragment whole blocks. Measured on Linux
-(docs/performance.md).
+(docs/explanation/performance.md).
 """
 _MIN_8BIT_SIZE, _QUANTIZATION_BLOCK = 4096, 256
 """bitsandbytes: minimum tensor size for 8-bit moments, and block size that shares a scale."""

@@ -92,7 +92,7 @@ def read_results(sources: Sequence[Path]) -> RunFiles:
 
 
 def read_run(directory: Path) -> RunFiles:
-    """Read a run directory, or one of its rounds; docs/report.md lists its files.
+    """Read a run directory, or one of its rounds; docs/reference/report.md lists its files.
 
     Of a run with several rounds, reward model and policies are those of the newest.
 

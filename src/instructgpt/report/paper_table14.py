@@ -1,7 +1,7 @@
 """Numbers of the paper's Table 14, for models named as in its published samples.
 
 Where the paper contradicts itself the table holds what fits its samples: TruthfulQA's rows "instruction" and "QA +
-instruct" are exchanged, and TL;DR is missing because its row copies CNN/DM's (docs/choices.md).
+instruct" are exchanged, and TL;DR is missing because its row copies CNN/DM's (docs/explanation/choices.md).
 """
 
 from __future__ import annotations

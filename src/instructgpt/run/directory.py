@@ -37,6 +37,7 @@ from instructgpt.run.lineage import content_hash as content_hash
 from instructgpt.run.lineage import is_unchanged
 from instructgpt.run.lock import acquire_directory_lock, release_directory_lock
 from instructgpt.run.model_card import format_model_card
+from instructgpt.run.patches import active_patches, check_patches
 from instructgpt.run.signals import get_stop_request
 from instructgpt.run.timing import PHASE_TIMER
 from instructgpt.run.trackers import Tracker, check_trackers_installed, open_tracker
@@ -171,6 +172,7 @@ class RunDirectory:
             raise InputError(f"{self.directory}: holds a run of stage {stages}; choose another --out")
         if not self.config.resume:
             return
+        check_patches(record, self.directory)
         recorded_parents = record["parents"]
         moved: dict[str, str] = {}  # new path -> path when the run started, of inputs with the same content
         for name, parent in self.parents.items():
@@ -230,6 +232,7 @@ class RunDirectory:
             "started": self.start_date.isoformat(),
             "config": self._settings(),
             "seed": self.config.seed,
+            **({"patches": patches} if (patches := active_patches()) else {}),
             "parents": self.parents,
             "versions": versions,
             "seconds": round(self._elapsed_seconds(), 1),

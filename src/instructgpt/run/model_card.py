@@ -58,7 +58,18 @@ for the model it was trained on: `peft.PeftModel.from_pretrained(base, folder + 
 The model may repeat falsehoods, insults and prejudice of its data, and follows harmful instructions unless it was
 trained not to.
 """
-_FACTS = ("checkpoint", "seed", "seconds", "tokens", "episodes", "parameters", "trained", "left_out", "versions")
+_FACTS = (
+    "checkpoint",
+    "seed",
+    "seconds",
+    "tokens",
+    "episodes",
+    "parameters",
+    "trained",
+    "left_out",
+    "patches",
+    "versions",
+)
 
 
 def format_model_card(record: Mapping[str, Any]) -> str:

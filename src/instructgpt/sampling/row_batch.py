@@ -2,7 +2,7 @@
 
 The completions of a row do not depend on the rows beside it. Three rules keep the floating-point numbers equal too:
 a prompt is prefilled by itself, a step has at least MIN_STEP_ROWS rows, and it sees a multiple of COLUMN_MULTIPLE
-columns. Below these sizes matrix libraries choose other kernels, which sum in another order (see docs/serve.md).
+columns. Below these sizes matrix libraries choose other kernels, which sum in another order (see docs/guides/serve.md).
 
 The prefill gives the first token's logits, so that a new row need not wait for the step of all rows.
 """

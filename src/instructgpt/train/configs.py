@@ -1,6 +1,6 @@
 """Options of the training stages. They are read before torch is imported, so this module imports neither.
 
-Defaults are the paper's; what it leaves open is in docs/choices.md.
+Defaults are the paper's; what it leaves open is in docs/explanation/choices.md.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class DPOConfig(StageConfig):
 
 
 class PPOConfig(StageConfig):
-    """PPO and PPO-ptx. Defaults are the paper's; what it leaves open is in docs/choices.md."""
+    """PPO and PPO-ptx. Defaults are the paper's; what it leaves open is in docs/explanation/choices.md."""
 
     stage: ClassVar[str] = "ppo"
     length_option: ClassVar[str] = "episodes"

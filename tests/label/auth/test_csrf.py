@@ -1,4 +1,4 @@
-"""Forged requests: which headers let a state-changing request through. The threat model is docs/site-security.md.
+"""Forged requests: which headers let a state-changing request through. The threat model is docs/explanation/site-security.md.
 
 pytest tests/label/auth/test_csrf.py
 """

@@ -8,7 +8,7 @@ import shlex
 
 import pytest
 from sqlalchemy import select
-from support.pages import ROOT, commands
+from support.pages import commands, read_page
 
 from instructgpt.label.db.models import Batch, Submission, Task
 from instructgpt.label.site_folder import open_site
@@ -46,7 +46,7 @@ def test_exported_rankings_train_a_reward_model(site_folder, command, write, sav
     assert "20 rankings" in said
     assert "10 demonstrations" in said
     assert "heldout 1" not in command("label", "export", "--site", site_folder, "--out", tmp_path / "exported").out
-    (documented,) = [argv for argv in commands((ROOT / "docs" / "label-api.md").read_text()) if argv[0] == "reward"]
+    (documented,) = [argv for argv in commands(read_page("label-api")) if argv[0] == "reward"]
     places = {
         "MODEL": str(save()),
         "exported/rankings.jsonl": str(tmp_path / "exported" / "rankings.jsonl"),

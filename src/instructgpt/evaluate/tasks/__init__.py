@@ -1,4 +1,4 @@
-"""The paper's automatic evaluations on public data, one task per file. How to add one: docs/evaluate.md."""
+"""The paper's automatic evaluations on public data, one task per file. How to add one: docs/reference/evaluate.md."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ from instructgpt.label.playground.review import send_to_review
 from instructgpt.label.tasks.ingest import replace_unstorable
 
 REQUESTS, REVIEW, LEFT_OUT, WITHDRAWN = "requests.jsonl", "review.jsonl", "left_out.jsonl", "withdrawn.jsonl"
-"""Files of a request log; `docs/serve.md` describes them."""
+"""Files of a request log; `docs/guides/serve.md` describes them."""
 API_CLIENT = "api"
 _PSEUDONYM_PREFIX = "api-"
 _KEY_CONSENT_VERSION = 0

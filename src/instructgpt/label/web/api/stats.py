@@ -31,7 +31,7 @@ class EstimateOut(BaseModel):
 
 
 class AgreementOut(BaseModel):
-    """Agreement of labelers under three rules for ties; see `docs/label.md`."""
+    """Agreement of labelers under three rules for ties; see `docs/guides/label.md`."""
 
     alike: int
     opposite: int

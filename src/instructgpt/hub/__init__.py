@@ -1,0 +1,1 @@
+"""Finished models on the Hugging Face hub."""

@@ -1,0 +1,1 @@
+"""Configurations of TRL's trainers as configurations of the stages here."""
