@@ -118,14 +118,15 @@ def format_hub_card(config: PushConfig, record: dict[str, Any], base_model: str 
     parents = {name: dict(parent, path=Path(parent["path"]).name) for name, parent in record["parents"].items()}
     settings = {name: _without_folders(value) for name, value in record["config"].items()}
     card = ModelCard(format_model_card(record | {"parents": parents, "config": settings}))
-    card.data.license = config.license
+    data: Any = card.data  # its fields depend on the kind of card
+    data.license = config.license
     if base_model is not None:
-        card.data.base_model = base_model
+        data.base_model = base_model
     if rows:
-        card.data.model_name = config.repo.partition("/")[2]
-        card.data.eval_results = [
+        data.model_name = config.repo.partition("/")[2]
+        data.eval_results = [
             EvalResult(
-                task_type=card.data.pipeline_tag,
+                task_type=data.pipeline_tag,
                 dataset_type=row.evaluation,
                 dataset_name=" ".join(filter(None, (row.evaluation, row.condition))),
                 dataset_config=row.condition or None,
