@@ -83,8 +83,8 @@ def plan_block(name: str) -> str:
     lines = [
         f"a model of {text},",
         f"{machine.text},",
-        f"{LENGTHS['records']:,} demonstrations and as many rankings of 4, prompts of {LENGTHS['prompt-tokens']} and completions of "
-        f"{LENGTHS['completion-tokens']} tokens.",
+        f"{LENGTHS['records']:,} demonstrations and as many rankings of 4, prompts of {LENGTHS['prompt-tokens']} and "
+        f"completions of {LENGTHS['completion-tokens']} tokens.",
     ]
     return "".join(f"{line}\n" for line in (HEADING, *(f"# {line}" for line in lines), *(f"#   {row}" for row in rows)))
 

@@ -1,7 +1,7 @@
 """Sphinx configuration of the documentation: `make docs` builds docs/build/index.html.
 
-Pages are plain Markdown that also reads well in the repository. An index page is the table of contents of its folder: the
-pages that it links, in their order, become the navigation.
+Pages are plain Markdown that also reads well in the repository. An index page is the table of contents of its folder:
+the pages that it links, in their order, become the navigation.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Write docs/reference/families.md and the table that models are loaded by: `make families`, about 15 minutes on two cores.
+"""Write docs/reference/families.md and the table that models are loaded by: `make families`.
 
+About 15 minutes on two cores.
 Every name of transformers' auto mapping of causal models is built small (tests/support/family_models.py) and put to
 the checks of tests/support/family_checks.py, each in a process of its own. A family that fails a check and has no
 reason in REFUSED below ends the script with an error: its reason must be found and written down first.

@@ -106,4 +106,4 @@ def format_table(plans: list[StagePlan]) -> Iterator[str]:
     if all(entry.fits for entry in plans):
         yield f"together {format_seconds(total)}, without loading, validation and the last evaluation"
     else:
-        yield "a stage does not fit: more ranks, --lora, or --memory; 'instructgpt plan STAGE' says what takes the memory"
+        yield "a stage does not fit: more ranks, --lora, or --memory; 'plan STAGE' says what takes the memory"

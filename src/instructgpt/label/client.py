@@ -123,7 +123,7 @@ class OwnerClient(BaseClient):
         return dict(self.request("GET", f"/batches/{batch_id}"))
 
     def create_batch(self, name: str, kind: str, **options: Any) -> dict[str, Any]:
-        """Create a batch of `prompts`, `completions` or `stored` data; docs/reference/label-api.md lists the options."""
+        """Create a batch of `prompts`, `completions` or `stored` data (docs/reference/label-api.md)."""
         return dict(self.request("POST", "/batches", json={"name": name, "kind": kind, **options}))
 
     def open_batch(self, batch_id: str) -> dict[str, Any]:

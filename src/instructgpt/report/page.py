@@ -29,7 +29,7 @@ from instructgpt.report.sections.whose_preferences import whose_preferences_sect
 
 
 def write_report(run_directory: Path, out: Path | None = None) -> Path:
-    """Write `report.html` into a run directory from the files that exist (docs/reference/report.md lists them); return its path.
+    """Write `report.html` into a run directory from its files (docs/reference/report.md lists them); return its path.
 
     Raises:
         InputError: nothing to report on, a damaged file, or the page cannot be written.

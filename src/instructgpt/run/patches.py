@@ -74,7 +74,8 @@ def check_patches(record: Mapping[str, Any], directory: object) -> None:
             then = "replaced by another function" if key in before and key in now else "replaced"
             state = then if key in before else "not replaced"
             raise InputError(
-                f"{directory}: {key} was {state} when the run started; choose another --out, or restart with --no-resume"
+                f"{directory}: {key} was {state} when the run started; choose another "
+                "--out, or restart with --no-resume"
             )
 
 

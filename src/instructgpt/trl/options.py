@@ -191,9 +191,11 @@ FIXED: dict[str, Fixed] = {
 }
 _NOT_NEEDED = {
     "every step is in metrics.jsonl": "logging_* log_* run_name project trackio_* disable_tqdm debug include_*",
-    "validation data are measured every epoch or at intervals": "eval_* per_device_eval_batch_size do_* batch_eval_metrics "
+    "validation data are measured every epoch or at intervals": "eval_* per_device_eval_batch_size do_* "
+    "batch_eval_metrics "
     "prediction_loss_only bf16_full_eval fp16_full_eval dataset_test_split_size",
-    "a checkpoint is written about once a minute": "save_* enable_jit_checkpoint restore_callback_states_from_checkpoint",
+    "a checkpoint is written about once a minute": "save_* enable_jit_checkpoint "
+    "restore_callback_states_from_checkpoint",
     "push the finished directory: instructgpt push": "hub_*",
     "ranks, sharding and packing are set apart (--processes, torchrun)": "ddp_* fsdp* deepspeed accelerator_config "
     "parallelism_config local_rank dataloader_* dataset_num_proc world_size ignore_bias_buffers",

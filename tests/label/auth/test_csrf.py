@@ -1,4 +1,6 @@
-"""Forged requests: which headers let a state-changing request through. The threat model is docs/explanation/site-security.md.
+"""Forged requests: which headers let a state-changing request through.
+
+The threat model is docs/explanation/site-security.md.
 
 pytest tests/label/auth/test_csrf.py
 """

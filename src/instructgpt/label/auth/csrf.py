@@ -1,4 +1,7 @@
-"""Protection against cross-site request forgery by request headers. Threat model: `docs/explanation/site-security.md`."""
+"""Protection against cross-site request forgery by request headers.
+
+Threat model: `docs/explanation/site-security.md`.
+"""
 
 from __future__ import annotations
 
