@@ -19,7 +19,7 @@ from pathlib import Path
 from sizes import SHAPES
 
 from instructgpt import cli
-from instructgpt.pipeline_plan import format_table, plan_pipeline
+from instructgpt.pipeline_plan import format_stage_plans, plan_pipeline
 from instructgpt.plan.configs import PlanConfig
 from instructgpt.run.configs import RunConfig
 
@@ -79,7 +79,7 @@ def plan_block(name: str) -> str:
         _, config = cli.parse(line.split())
         assert isinstance(config, PlanConfig)
         assert isinstance(config.planned, RunConfig)
-        rows = list(format_table(plan_pipeline(config, config.planned)))
+        rows = list(format_stage_plans(plan_pipeline(config, config.planned)))
     lines = [
         f"a model of {text},",
         f"{machine.text},",

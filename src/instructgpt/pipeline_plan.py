@@ -41,7 +41,7 @@ def main(config: PlanConfig) -> object:
     if not isinstance(config.planned, RunConfig):
         return stage_plan.main(config)
     plans = plan_pipeline(config, config.planned)
-    for line in format_table(plans):
+    for line in format_stage_plans(plans):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     return plans
 
@@ -95,7 +95,7 @@ def move_to_base(run: RunConfig) -> dict[str, StageConfig]:
     }
 
 
-def format_table(plans: list[StagePlan]) -> Iterator[str]:
+def format_stage_plans(plans: list[StagePlan]) -> Iterator[str]:
     """Yield a line a stage, and what fits."""
     yield "stage    ranks  memory a rank  steps      time"
     for entry in plans:

@@ -34,14 +34,17 @@ class Tutorial:
         monkeypatch.chdir(folder)
         with ExitStack() as open_things:
             for _, language, block in FENCE.findall(read_page(self.name)):
-                text = self.fill(block)
-                if language == "sh":
-                    for argv in commands(f"```sh\n{text}```\n"):
-                        self.run_command(argv, open_things)
-                elif language == "python":
-                    exec(compile(text, self.name, "exec"), self.names)
-                elif language == "yaml" and text.startswith("# "):
-                    (folder / text.partition("\n")[0].removeprefix("# ")).write_text(text, encoding="utf-8")
+                self.run_block(language, self.fill(block), folder, open_things)
+
+    def run_block(self, language: str, text: str, folder: Path, open_things: ExitStack) -> None:
+        """Run commands or Python; a block of YAML that begins with a file's name as a comment is written to it."""
+        if language == "sh":
+            for argv in commands(f"```sh\n{text}```\n"):
+                self.run_command(argv, open_things)
+        elif language == "python":
+            exec(compile(text, self.name, "exec"), self.names)
+        elif language == "yaml" and text.startswith("# "):
+            (folder / text.partition("\n")[0].removeprefix("# ")).write_text(text, encoding="utf-8")
 
     def fill(self, text: str) -> str:
         for placeholder, value in self.replace.items():

@@ -22,8 +22,8 @@ _EXPECTED_UTILIZATION = {
     "cpu": {"matmul": 0.75, "decode": 0.5, "memory": 0.5, "link": 0.8},
     "cuda": {"matmul": 0.5, "decode": 0.6, "memory": 0.7, "link": 0.8},
 }
-"""Expected share of the roofline by kind of phase (CPU measured, see docs/explanation/performance.md; CUDA targets), and of
-the interconnect (assumed).
+"""Expected share of the roofline by kind of phase (CPU measured, see
+docs/explanation/performance.md; CUDA targets), and of the interconnect (assumed).
 """
 
 

@@ -127,9 +127,9 @@ def convert_options(trainer: str, settings: dict[str, Any], gpus: int = 1, sourc
 def _model(conversion: Conversion) -> None:
     ours, settings = _MODEL_OPTION[conversion.trainer], conversion.settings
     if conversion.trainer == "ppo":
-        for name, here in (("sft_model_path", "policy"), ("reward_model_path", "reward")):
+        for name, option in (("sft_model_path", "policy"), ("reward_model_path", "reward")):
             if name in settings:
-                conversion.convert(name, here, settings[name])
+                conversion.convert(name, option, settings[name])
     if "model_name_or_path" in settings and ours not in conversion.options:
         revision = settings.get("model_revision") or "main"
         name = settings["model_name_or_path"]
@@ -280,8 +280,8 @@ def _memory(conversion: Conversion) -> None:
     if "8bit" in optimizer:
         memory.append("adam8bit")
     if "optim" in settings:
-        known = "→ memory: adam8bit" if "8bit" in optimizer else "the same" if optimizer in _ADAM else ""
-        conversion.note("optim", known or "DIFFERS: the optimizer is Adam")
+        counterpart = "→ memory: adam8bit" if "8bit" in optimizer else "the same" if optimizer in _ADAM else ""
+        conversion.note("optim", counterpart or "DIFFERS: the optimizer is Adam")
     if memory:
         conversion.options["memory"] = memory
 
@@ -296,9 +296,11 @@ def _bookkeeping(conversion: Conversion) -> None:
             conversion.convert("report_to", "track", supported)
         elif set(trackers) <= {"none"}:
             conversion.note("report_to", "the same")
-        others = [name for name in trackers if name not in (*_TRACKERS, "none")]
-        if others:
-            conversion.note("report_to", f"DIFFERS: no tracker {', '.join(others)}; there are {', '.join(_TRACKERS)}")
+        unsupported = [name for name in trackers if name not in (*_TRACKERS, "none")]
+        if unsupported:
+            conversion.note(
+                "report_to", f"DIFFERS: no tracker {', '.join(unsupported)}; there are {', '.join(_TRACKERS)}"
+            )
     if settings.get("save_total_limit"):
         conversion.convert("save_total_limit", "checkpoints", int(settings["save_total_limit"]))
     if trainer != "ppo":
