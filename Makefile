@@ -17,16 +17,18 @@ TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON_IN) -m pytest -n $(JOBS) --d
 
 # Prints "found NAME", or "missing" and the one line that says what to do. A version manager's empty shim does not count: each name is tried.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
-find_python = without=; \
+VERSION_LINE := import sys; print("%d.%d.%d" % sys.version_info[:3])
+find_python = without=; old=; \
 	for name in $(if $(PYTHON),"$(PYTHON)",python3.14 python3.13 python3.12 python3.11 python3 python); do \
-		"$$name" -c '$(NEW_ENOUGH)' >/dev/null 2>&1 || continue; \
+		"$$name" -c '$(NEW_ENOUGH)' >/dev/null 2>&1 || { \
+			version=$$("$$name" -c '$(VERSION_LINE)' 2>/dev/null) && [ -n "$$version" ] && old="$${old:-; $$name is $$version}"; continue; }; \
 		if "$$name" -c 'import ensurepip, venv' >/dev/null 2>&1; then echo "found $$name"; exit; fi; \
 		without="$${without:-$$name}"; \
 	done; \
 	if [ -n "$$without" ]; then \
 		echo "missing: $$without has no venv module; install it (on Debian and Ubuntu: apt install python3-venv)"; \
 	else \
-		echo "missing: no Python 3.11 or newer found; install one, or name yours with: make setup PYTHON=/path/to/python"; \
+		echo "missing: no Python 3.11 or newer found$$old; install one, or name yours with: make setup PYTHON=/path/to/python"; \
 	fi
 found_python = $(eval FOUND := $(shell $(find_python)))$(if $(filter found,$(firstword $(FOUND))),,$(error $(FOUND)))
 

@@ -6,7 +6,12 @@ Public names are imported on first use, so that neither `import instructgpt` nor
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
+
+if sys.version_info < (3, 11):  # noqa: UP036 - pip refuses an older Python; a source tree on PYTHONPATH gets here
+    sys.stderr.write(f"instructgpt: needs Python 3.11 or newer; this is Python {sys.version.split()[0]}\n")
+    sys.exit(2)
 
 __version__ = "0.1.0"
 

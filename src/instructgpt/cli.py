@@ -26,6 +26,7 @@ from instructgpt.config import (
     section_for,
 )
 from instructgpt.errors import InputError, RunError, is_out_of_memory, one_line
+from instructgpt.extras import describe_missing_packages, is_missing_package
 from instructgpt.flags import CommandParser, add_flags, build_parser
 from instructgpt.option_names import FOREIGN_COMMANDS
 
@@ -76,6 +77,8 @@ def run_command(argv: Sequence[str]) -> int:
         command, config = parse([argument for argument in argv if argument != "--debug"])
         if "TORCHELASTIC_RUN_ID" in os.environ and command.name not in _DISTRIBUTED_COMMANDS:
             raise InputError(f"{command.name}: run without torchrun, which is for {', '.join(_DISTRIBUTED_COMMANDS)}")
+        if command.needs_torch and (problem := describe_missing_packages()):
+            raise InputError(f"{command.name} {problem}")
         interrupt_message = config.interrupt_message
         _print_loading(command)
         command.resolve_function()(config)
@@ -92,6 +95,8 @@ def run_command(argv: Sequence[str]) -> int:
             traceback.print_exc()
         if command is None and os.environ.get("LOCAL_RANK", "0") != "0":
             return 2  # under torchrun all ranks parse the same command line; only local rank 0 prints its error
+        if command is not None and is_missing_package(error) and (problem := describe_missing_packages()):
+            error = InputError(f"{command.name} {problem}")  # an option needs what the command itself does not
         print(f"instructgpt: {_format_error(error)}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     return 0

@@ -23,6 +23,12 @@ class Command:
     """Commands whose command line may follow this command's name. Their config is passed as the field `planned`."""
     loads_torch: bool = True
     """Whether the function's module imports PyTorch, which takes seconds."""
+    starts_training: bool = False
+    """Whether a command that does not load PyTorch itself starts processes that do."""
+
+    @property
+    def needs_torch(self) -> bool:
+        return self.loads_torch or self.starts_training
 
     @property
     def config_class(self) -> type[CommandConfig]:
@@ -79,6 +85,7 @@ COMMANDS = (
         "run the pipeline with every combination of some options, on any number of machines",
         positional="recipe",
         loads_torch=False,
+        starts_training=True,
     ),
     Command(
         "report",

