@@ -23,12 +23,13 @@ from instructgpt.report.inputs import Parent, Stage, read_run
 from instructgpt.report.naming import format_metric_value
 from instructgpt.report.page import write_report
 from instructgpt.report.results import Results
-from instructgpt.report.sections.training import RUN_FILE_CONTENTS
+from instructgpt.report.sections.training import RUN_FILES
 from instructgpt.report.svg import Bar, Curve, render_bar_panel, render_line_panel, render_svg_file
 from instructgpt.results import ResultRow, read_result_rows, write_result_rows
 
 SECTIONS = [
     "findings",
+    "samples",
     "preference",
     "ratings",
     "use-cases",
@@ -38,7 +39,6 @@ SECTIONS = [
     "bias",
     "tax",
     "reward-model",
-    "samples",
     "over-optimisation",
     "ppo",
     "learning",
@@ -145,7 +145,7 @@ def test_hostile_names_of_models_and_stages(run, tmp_path):
 @pytest.mark.parametrize(
     ("kept", "sections"),
     [
-        (["results.json"], ["findings", *SECTIONS[1:10]]),
+        (["results.json"], ["findings", *SECTIONS[2:11]]),
         (["base", "sft"], ["learning", "lineage"]),
         (["ppo"], ["ppo", "while-learning", "lineage"]),
         (["evaluation"], ["samples", "over-optimisation"]),
@@ -483,4 +483,4 @@ def test_the_docs_name_every_metric_and_file(run):
     }
     assert len(named) == 28
     assert all(f"`{metric}`" in docs for metric in named)
-    assert all(f"`{name}`" in docs for name in RUN_FILE_CONTENTS if not name.startswith("ppo/"))
+    assert all(f"`{name}`" in docs for name in RUN_FILES if not name.startswith("ppo/"))

@@ -9,7 +9,7 @@ import pytest
 from test_report import Page
 
 from instructgpt.cli import run_command as command
-from instructgpt.report.inputs import read_results
+from instructgpt.report.comparison import combine_rows, read_groups
 from instructgpt.report.sections.public import TABLE_14_METRICS, TAX_TASK_METRICS
 from instructgpt.results import ResultRow, write_result_rows
 
@@ -108,8 +108,8 @@ def test_what_was_not_measured_is_named(tmp_path):
 def test_models_of_one_name_from_several_files_stand_side_by_side(results, tmp_path):
     (tmp_path / "other").mkdir()
     write_result_rows(tmp_path / "other" / "results.json", rows_of_everything(("pythia-1b", "third")))
-    found = read_results([results, tmp_path / "other" / "results.json"])
-    names = {row.model for row in found.rows}
+    rows = combine_rows(read_groups([results, tmp_path / "other" / "results.json"]))
+    names = {row.model for row in rows}
     assert names == {f"pythia-1b ({tmp_path.name}/results)", "pythia-1b (other/results)", "ours <b>", "third"}
     assert command(["report", str(results), str(tmp_path / "other"), "--out", str(tmp_path / "both.html")]) == 0
     assert page_of(tmp_path / "both.html").open == []

@@ -29,13 +29,14 @@ class Translator:
         return self.messages[key].format(**values)
 
 
-def list_languages() -> list[str]:
-    return sorted(file.stem for file in LOCALES_FOLDER.glob("*.yaml"))
+def list_languages(folder: Path = LOCALES_FOLDER) -> list[str]:
+    return sorted(file.stem for file in folder.glob("*.yaml"))
 
 
 @cache
-def load_translator(language: str) -> Translator:
-    sections = yaml.safe_load((LOCALES_FOLDER / f"{language}.yaml").read_text(encoding="utf-8"))
+def load_translator(language: str, folder: Path = LOCALES_FOLDER) -> Translator:
+    """Load the catalog of a language from a folder: the site's, or that of another part with pages of its own."""
+    sections = yaml.safe_load((folder / f"{language}.yaml").read_text(encoding="utf-8"))
     return Translator(language, str(sections.pop("direction", "ltr")), _flatten_messages(sections))
 
 

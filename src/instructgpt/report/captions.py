@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from instructgpt.report.language import translate
 from instructgpt.report.naming import group_by_family, metric_name
+from instructgpt.report.results import Results
 from instructgpt.results import ResultRow
 
 
@@ -17,22 +19,35 @@ def is_drawn_over_size(rows: Iterable[ResultRow]) -> bool:
     return bool(group_by_family(row.model for row in rows))
 
 
+def has_means(results: Results) -> bool:
+    """Return whether some rows are means over several runs."""
+    return any(map(_is_mean, results.rows_by_key.values()))
+
+
+def _is_mean(row: ResultRow) -> bool:
+    return row.caution == translate("comparison.mean_over_runs")
+
+
 def describe_intervals(rows: Sequence[ResultRow], clusters: str, mark: str = "bar") -> str:
     """Describe the intervals of a figure; empty if it has none.
 
     Args:
-        clusters: what they are clustered by, in the plural.
-        mark: what stands for a number: "bar", or "point" where the axis does not start at 0.
+        clusters: what they are clustered by, a key below `clusters`. Means over several runs have theirs over runs.
+        mark: what stands for a number, a key below `marks`: `bar`, or `point` where the axis does not start at 0.
     """
-    if not any(row.low is not None and row.high is not None for row in rows):
+    rows = [row for row in rows if row.low is not None and row.high is not None]
+    if not rows:
         return ""
+    names = [translate(f"clusters.{clusters}")] if not all(map(_is_mean, rows)) else []
+    names += [translate("clusters.runs")] if any(map(_is_mean, rows)) else []
+    over = translate("clusters.or").join(names)
     if is_drawn_over_size(rows):
-        return f"Vertical lines are 95 % intervals over {clusters}; models of one size stand side by side."
-    return f"The thin line on each {mark} is its 95 % interval over {clusters}."
+        return translate("captions.intervals_over_size", clusters=over)
+    return translate("captions.intervals", mark=translate(f"marks.{mark}"), clusters=over)
 
 
 def list_metrics(rows: Iterable[ResultRow]) -> str:
     """Return the metrics of these rows in words: "accuracy, F1 or BLEU"."""
     names = list(dict.fromkeys(metric_name(row.metric) for row in rows))
-    text = " or ".join(filter(None, (", ".join(names[:-1]), names[-1] if names else "")))
+    text = translate("list.or").join(filter(None, (", ".join(names[:-1]), names[-1] if names else "")))
     return text[:1].upper() + text[1:]

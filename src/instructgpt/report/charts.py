@@ -9,6 +9,7 @@ from typing import Any
 
 from instructgpt.formatting import escape_control_chars
 from instructgpt.records import USE_CASES
+from instructgpt.report.language import translate
 from instructgpt.report.naming import (
     condition_name,
     group_by_family,
@@ -103,7 +104,7 @@ def _render_size_panel(
         ]
     if reference_line is not None:
         size_curves.append(Curve("", MUTED_COLOR, [sizes[0], sizes[-1]], [reference_line, reference_line], dashed=True))
-    return render_line_panel(title, size_curves, "parameters", sizes=sizes, metric=first_metric)
+    return render_line_panel(title, size_curves, translate("charts.parameters"), sizes=sizes, metric=first_metric)
 
 
 def size_offsets(sizes: Sequence[float], num_families: int) -> list[float]:
@@ -154,7 +155,7 @@ def preference_figure(results: Results) -> str:
             "preference",
             metric,
             condition,
-            _capitalize(condition_name(condition)) or "All labelers",
+            _capitalize(condition_name(condition)) or translate("cohort.all_title"),
             limits=limits,
             reference_line=0.5,
         )
@@ -172,7 +173,7 @@ def ratings_figure(results: Results) -> str:
             "preference",
             "rating",
             condition,
-            _capitalize(condition_name(condition)) or "All labelers",
+            _capitalize(condition_name(condition)) or translate("cohort.all_title"),
             limits=(1, 7),
         )
         for condition in conditions
@@ -231,7 +232,7 @@ def truthfulness_figure(results: Results) -> str:
             _render_size_panel(results, "truthfulness", metrics, condition, truthfulness_title(results, condition))
             for condition in results.conditions("truthfulness", "truthful")
         ]
-        return render_figure(panels, [*size_legend, ("true, informative or not", MUTED_COLOR, True)])
+        return render_figure(panels, [*size_legend, (translate("charts.true_or_not"), MUTED_COLOR, True)])
     for condition in results.conditions("truthfulness", "truthful"):
         truthfulness_bars = []
         for model in results.models("truthfulness"):
@@ -256,7 +257,13 @@ def truthfulness_figure(results: Results) -> str:
                 limits=_axis_limits(results.rows("truthfulness")),
             )
         )
-    return render_figure(panels, legend=[("true", MUTED_COLOR, False), ("true and informative", "currentColor", False)])
+    return render_figure(
+        panels,
+        legend=[
+            (translate("charts.true"), MUTED_COLOR, False),
+            (translate("charts.true_and_informative"), "currentColor", False),
+        ],
+    )
 
 
 def truthfulness_title(results: Results, condition: str) -> str:
@@ -306,7 +313,7 @@ def tax_figure(results: Results) -> str:
         limits = _axis_limits(
             results.rows("tax", task), start=round(0.97 * lowest, 2) if task == "heldout_loss" else 0.0
         )
-        title = _capitalize(metric_name(task)) + (" (lower is better)" if task == "heldout_loss" else "")
+        title = _capitalize(metric_name(task)) + (translate("charts.lower_is_better") if task == "heldout_loss" else "")
         panels.append(
             _render_metric_panel(
                 results, "tax", task, "", title, limits=limits, reference_line=sft_row.value if sft_row else None
@@ -331,7 +338,9 @@ def reward_model_figure(results: Results) -> str:
     panels = []
     for condition in conditions:
         source = escape_control_chars(condition.partition("/")[2])
-        title = f"source: {source}" if source else condition_name(condition) or "all labelers"
+        title = (
+            translate("charts.source", name=source) if source else condition_name(condition) or translate("cohort.all")
+        )
         for model in models:
             metric_bars = [
                 Bar(metric_name(metric), color, row.value, row.low, row.high)

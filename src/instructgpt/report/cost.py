@@ -25,6 +25,8 @@ PAPER_PFS_DAYS = {"SFT": 4.9, "PPO-ptx": 60.0, "pretraining (GPT-3)": 3640.0}
 PRETRAINING_STAGE = "pretrain"
 _SKIPPED_FOLDERS = {"checkpoints", "policies", "evaluation", "world", "site"}
 _UNTRAINED_STAGES = {"run"}
+_UNWRITTEN = ("path", "labeler_names")
+"""Of the cost of labels, what `cost.json` leaves out: people's names and places on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ class LabelCost:
     active_minutes: float | None  # None where no record has its time
     timed_records: int = 0
     money: float | None = None
+    path: str = ""
+    labeler_names: frozenset[str] = frozenset()  # never written
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,10 @@ class RunCost:
         return alignment / pretraining if pretraining and alignment is not None else None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"share_of_pretraining": self.share_of_pretraining}
+        labels = [
+            {key: value for key, value in asdict(label).items() if key not in _UNWRITTEN} for label in self.labels
+        ]
+        return asdict(self) | {"labels": labels, "share_of_pretraining": self.share_of_pretraining}
 
 
 def read_cost(
@@ -226,14 +233,24 @@ def count_label_file(file: Path, labeler_hour: float | None = None) -> LabelCost
     for _, row in iter_rows(file):
         records += 1
         ranks = row.get("ranks")
-        pairs += count_decided_pairs(ranks) if isinstance(ranks, list) else 0
+        pairs += count_decided_pairs(ranks) if isinstance(ranks, list) else int("chosen" in row and "rejected" in row)
         if row.get("labeler") is not None:
             labelers.add(str(row["labeler"]))
         if isinstance(row.get("active_ms"), int | float):
             timed_records, milliseconds = timed_records + 1, milliseconds + row["active_ms"]
     minutes = milliseconds / 60_000 if timed_records else None
     pay = None if minutes is None or labeler_hour is None else minutes / 60 * labeler_hour
-    return LabelCost(file.name.partition(".")[0], records, pairs, len(labelers), minutes, timed_records, pay)
+    return LabelCost(
+        file.name.partition(".")[0],
+        records,
+        pairs,
+        len(labelers),
+        minutes,
+        timed_records,
+        pay,
+        str(file.resolve()),
+        frozenset(labelers),
+    )
 
 
 def count_decided_pairs(ranks: Sequence[int]) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 
 from instructgpt.report.charts import model_legend
 from instructgpt.report.inputs import Stage
+from instructgpt.report.language import translate
 from instructgpt.report.naming import model_color, model_name, sort_models
 from instructgpt.report.svg import Curve, render_figure, render_line_panel
 
@@ -16,32 +17,32 @@ MAX_CURVE_POINTS = 160  # a curve is never drawn finer than this
 
 _LOSS_METRICS = (("loss/train", False), ("loss/validation", True), ("validation/loss", True))
 _ACCURACY_CURVES = (
-    ("accuracy/train", "training pairs", "#8b919c", True),
-    ("validation/accuracy", "training labelers", "#b9508a", False),
-    ("validation/accuracy_heldout", "held-out labelers", "#3f88c5", False),
-    ("validation/length_baseline", "the longer one wins", "#8b919c", False),
+    ("accuracy/train", "#8b919c", True),
+    ("validation/accuracy", "#b9508a", False),
+    ("validation/accuracy_heldout", "#3f88c5", False),
+    ("validation/length_baseline", "#8b919c", False),
 )
 
-PPO_MAIN_METRICS = {
-    "objective/kl": "KL to the reference, nats a completion",
-    "objective/scores": "Reward model's score",
-    "objective/entropy": "Entropy of a completion, nats",
-    "completion/length": "Length, tokens",
-    "val/ratio": "Mean ratio new : old",
-    "policy/clipfrac_avg": "Share of ratios clipped",
-}
-PPO_EXTRA_METRICS = {
-    "objective/rlhf_reward": "Score minus KL penalty",
-    "objective/non_score_reward": "KL penalty",
-    "policy/approxkl_avg": "KL of one update, approximate",
-    "policy/entropy_avg": "Entropy of the policy, nats a token",
-    "loss/policy_avg": "Policy loss",
-    "loss/value_avg": "Value loss",
-    "loss/ptx_avg": "Pretraining loss",
-    "val/explained_variance": "Explained variance of returns",
-    "val/num_eos_tokens": "Completions that ended by themselves",
-    "lr": "Learning rate",
-}
+PPO_MAIN_METRICS = (
+    "objective/kl",
+    "objective/scores",
+    "objective/entropy",
+    "completion/length",
+    "val/ratio",
+    "policy/clipfrac_avg",
+)
+PPO_EXTRA_METRICS = (
+    "objective/rlhf_reward",
+    "objective/non_score_reward",
+    "policy/approxkl_avg",
+    "policy/entropy_avg",
+    "loss/policy_avg",
+    "loss/value_avg",
+    "loss/ptx_avg",
+    "val/explained_variance",
+    "val/num_eos_tokens",
+    "lr",
+)
 
 
 _SHARE_METRICS = ("policy/clipfrac_avg",)
@@ -77,8 +78,18 @@ def learning_curves_figure(stages: Sequence[Stage]) -> str:
     for stage in stages:
         curves = [curve for metric, dashed in _LOSS_METRICS if (curve := _metric_curve(stage, metric, dashed=dashed))]
         if curves and not is_ppo_stage(stage):
-            panels.append(render_line_panel(f"{model_name(stage.name)}: loss", curves, "step"))
-    return render_figure(panels, legend=[("training", "currentColor", False), ("validation", "currentColor", True)])
+            panels.append(
+                render_line_panel(
+                    translate("curves.loss", model=model_name(stage.name)), curves, translate("curves.step")
+                )
+            )
+    return render_figure(
+        panels,
+        legend=[
+            (translate("curves.training"), "currentColor", False),
+            (translate("curves.validation"), "currentColor", True),
+        ],
+    )
 
 
 def reward_accuracy_figure(stages: Sequence[Stage]) -> str:
@@ -87,15 +98,15 @@ def reward_accuracy_figure(stages: Sequence[Stage]) -> str:
     for stage in stages:
         curves = {
             metric: curve
-            for metric, _, color, dashed in _ACCURACY_CURVES
+            for metric, color, dashed in _ACCURACY_CURVES
             if (curve := _metric_curve(stage, metric, color=color, dashed=dashed)) is not None
         }
         if set(curves) - {"accuracy/train"}:
             panels.append(
                 render_line_panel(
-                    f"{model_name(stage.name)}: share of pairs in the right order",
+                    translate("curves.right_order", model=model_name(stage.name)),
                     list(curves.values()),
-                    "step",
+                    translate("curves.step"),
                     metric="pair_accuracy",
                 )
             )
@@ -104,7 +115,9 @@ def reward_accuracy_figure(stages: Sequence[Stage]) -> str:
         render_figure(
             panels,
             legend=[
-                (label, color, dashed) for metric, label, color, dashed in _ACCURACY_CURVES if metric in plotted_metrics
+                (translate(f"curves.accuracy.{metric}"), color, dashed)
+                for metric, color, dashed in _ACCURACY_CURVES
+                if metric in plotted_metrics
             ],
         )
         if panels
@@ -112,16 +125,23 @@ def reward_accuracy_figure(stages: Sequence[Stage]) -> str:
     )
 
 
-def ppo_figure(stages: Sequence[Stage], metrics: Mapping[str, str]) -> str:
+def ppo_figure(stages: Sequence[Stage], metrics: Sequence[str]) -> str:
     """PPO metrics, all runs in one panel a metric."""
     runs = [stage for stage in stages if is_ppo_stage(stage)]
     panels = []
-    for metric, title in metrics.items():
+    for metric in metrics:
         x_metric = "episode" if all("episode" in run.metric_names() for run in runs) else "step"
         curves = [curve for run in runs if (curve := _metric_curve(run, metric, x_metric, label=run.name))]
         if curves:
-            xlabel = "episodes" if x_metric == "episode" else "step"
-            panels.append(render_line_panel(title, curves, xlabel, metric=metric if metric in _SHARE_METRICS else ""))
+            xlabel = translate("curves.episodes") if x_metric == "episode" else translate("curves.step")
+            panels.append(
+                render_line_panel(
+                    translate(f"curves.metric.{metric}"),
+                    curves,
+                    xlabel,
+                    metric=metric if metric in _SHARE_METRICS else "",
+                )
+            )
     return render_figure(panels, legend=model_legend([run.name for run in runs])) if panels else ""
 
 
@@ -129,13 +149,13 @@ def over_optimization_figure(points: Sequence[Mapping[str, Any]]) -> str:
     """Score and true utility over KL and episodes: over-optimization begins where they part."""
     models = sort_models(str(point["model"]) for point in points)
     panels = []
-    for x_metric, xlabel in (("kl", "KL to the reference, nats"), ("episodes", "episodes")):
-        for metric, title in (("score", "Reward model's score"), ("utility", "True utility")):
+    for x_metric in ("kl", "episodes"):
+        xlabel = translate("curves.kl_axis" if x_metric == "kl" else "curves.episodes")
+        x_name = translate("columns.kl") if x_metric == "kl" else xlabel
+        for metric, title in (("score", translate("curves.score")), ("utility", translate("rounds.panel.utility"))):
             curves = [curve for model in models if (curve := _over_optimization_curve(points, model, metric, x_metric))]
             if curves:
-                panels.append(
-                    render_line_panel(f"{title} over {'KL' if x_metric == 'kl' else x_metric}", curves, xlabel)
-                )
+                panels.append(render_line_panel(translate("curves.over", title=title, x=x_name), curves, xlabel))
     return render_figure(panels, legend=model_legend(models))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,39 +56,11 @@ class RunFiles:
     use_cases: Mapping[str, str] = field(default_factory=dict)
     unreadable_lines: tuple[str, ...] = ()
     name: str = ""
+    """Of a page of results from several sources; empty for the page of one run."""
+    seed: str = ""
+    """Of the whole run; its stages may derive theirs from it."""
     round_curves: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
     """Points of score and true utility by round; empty in a run of one round."""
-
-
-def read_results(sources: Sequence[Path]) -> RunFiles:
-    """Read the results of several run directories or files for one page.
-
-    A model name that occurs in several sources gets its source appended.
-
-    Raises:
-        InputError: a source is missing or damaged.
-    """
-    rows_by_source = [
-        (source, read_result_rows(_results_file(source) if source.is_dir() else source)) for source in sources
-    ]
-    models_by_source = [{row.model for row in rows} for _, rows in rows_by_source]
-    ambiguous_models = {
-        model
-        for source_rows in models_by_source
-        for model in source_rows
-        if sum(model in source_models for source_models in models_by_source) > 1
-    }
-    names = {source: source.name if source.is_dir() else source.stem for source, _ in rows_by_source}
-    if len(set(names.values())) < len(names):
-        names = {source: f"{source.resolve().parent.name}/{name}" for source, name in names.items()}
-    rows = [
-        replace(row, model=f"{row.model} ({names[source]})") if row.model in ambiguous_models else row
-        for source, source_rows in rows_by_source
-        for row in source_rows
-    ]
-    if not rows:
-        raise InputError(f"{', '.join(map(str, sources))}: no results in it; make some with 'instructgpt evaluate'")
-    return RunFiles(directory=sources[0].parent, rows=tuple(rows), name=", ".join(names.values()))
 
 
 def read_run(directory: Path) -> RunFiles:
@@ -120,6 +92,7 @@ def read_run(directory: Path) -> RunFiles:
             for folder in find_rounds(directory)
         },
         unreadable_lines=tuple(unreadable_lines),
+        seed=_read_seed(directory / "run.json"),
     )
     if not (run.rows or run.stages or run.rankings or run.over_optimization):
         raise InputError(
@@ -164,6 +137,12 @@ def _read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(document).__name__}")
     return document
+
+
+def _read_seed(path: Path) -> str:
+    record = _read_json_object(path) if path.is_file() else {}
+    seed = record.get("seed", _as_mapping(record.get("config")).get("seed"))
+    return "" if seed is None else str(seed)
 
 
 def _as_mapping(value: Any) -> dict[str, Any]:

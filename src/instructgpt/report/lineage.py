@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from instructgpt.formatting import format_large_count, format_training_time
 from instructgpt.report.inputs import Parent, Stage
+from instructgpt.report.language import format_count, format_duration, translate
 from instructgpt.report.naming import model_color, model_name
 from instructgpt.report.section import ReportTable
 from instructgpt.report.svg import CSS_COLORS
@@ -38,8 +38,8 @@ def render_family_tree(stages: Mapping[str, Stage]) -> str:
     boxes = [_render_box(stage, positions[name], _recorded_hash(name, stages)) for name, stage in stages.items()]
     size_attributes = f'viewBox="0 0 {width:g} {height:g}" style="max-width:{1.25 * width:.0f}px"'
     return (
-        f'<svg class="tree" {size_attributes} role="img" aria-label="Family tree of the '
-        f'models">{"".join(edges + boxes)}</svg>'
+        f'<svg class="tree" {size_attributes} role="img" aria-label="{html.escape(translate("lineage.tree"))}">'
+        f"{''.join(edges + boxes)}</svg>"
     )
 
 
@@ -106,12 +106,12 @@ def _render_box(stage: Stage, position: tuple[float, int], digest: str) -> str:
     color = CSS_COLORS.get(model_color(stage.name), model_color(stage.name))
     num_parameters, seconds, tokens = (_get_number(stage.info, name) for name in ("parameters", "seconds", "tokens"))
     facts = [
-        f"{format_large_count(num_parameters)} parameters" if num_parameters else "",
+        translate("lineage.parameters", count=format_count(num_parameters)) if num_parameters else "",
         ", ".join(
             part
             for part in (
-                format_training_time(seconds) if seconds else "",
-                f"{format_large_count(tokens)} tokens" if tokens else "",
+                format_duration(seconds) if seconds else "",
+                translate("lineage.tokens", count=format_count(tokens)) if tokens else "",
             )
             if part
         ),
@@ -122,7 +122,7 @@ def _render_box(stage: Stage, position: tuple[float, int], digest: str) -> str:
         f'style="font-size:10.5px;fill:var(--muted)">{html.escape(fact)}</text>'
         for line, fact in enumerate(fact for fact in facts if fact)
     )
-    name = html.escape(model_name(stage.name) + ("" if is_stage_finished(stage) else " (not finished)"))
+    name = html.escape(model_name(stage.name) + ("" if is_stage_finished(stage) else translate("lineage.not_finished")))
     frame = (
         f'<rect x="{x:g}" y="{y:g}" width="{_BOX_SIZE[0]}" height="{_BOX_SIZE[1]}" rx="7" '
         'style="fill:var(--page);stroke:var(--line)"/>'
@@ -149,22 +149,25 @@ def sum_over_stages(stages: Sequence[Stage], name: str) -> float:
 
 def build_lineage_tables(stages: Sequence[Stage]) -> tuple[ReportTable, ...]:
     """Return the lineage tables: parents with hashes, seeds, settings, versions."""
-    headers = ("model", "made from", "seed", "time", "tokens", "parameters")
+    headers = tuple(
+        translate(f"lineage.column.{column}")
+        for column in ("model", "made_from", "seed", "time", "tokens", "parameters")
+    )
     table_rows = tuple(
         (
             model_name(stage.name),
-            "\n".join(_format_parent(parent) for parent in stage.parents) or "nothing",
+            "\n".join(_format_parent(parent) for parent in stage.parents) or translate("lineage.nothing"),
             str(stage.info.get("seed", "–")),
-            format_training_time(_get_number(stage.info, "seconds") or 0),
-            format_large_count(_get_number(stage.info, "tokens")),
+            format_duration(_get_number(stage.info, "seconds") or 0),
+            format_count(_get_number(stage.info, "tokens")),
             f"{_get_number(stage.info, 'parameters') or 0:,.0f}",
         )
         for stage in stages
     )
     return (
-        ReportTable("What each model was made of", headers, table_rows),
-        _stage_mapping_table("Settings", "config", stages),
-        _stage_mapping_table("Versions", "versions", stages),
+        ReportTable(translate("lineage.made_of"), headers, table_rows),
+        _stage_mapping_table(translate("lineage.settings"), "config", stages),
+        _stage_mapping_table(translate("lineage.versions"), "versions", stages),
     )
 
 

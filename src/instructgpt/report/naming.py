@@ -6,22 +6,26 @@ import re
 from collections.abc import Iterable
 
 from instructgpt.formatting import escape_control_chars, format_short_number
+from instructgpt.report.language import find_message, join_list, translate
 from instructgpt.results import ResultRow
 
-MODEL_NAMES = {
-    "base": "base",
-    "prompted": "prompted base",
-    "public_tasks": "public tasks",
-    "sft": "SFT",
-    "dpo": "DPO",
-    "expert_iteration": "expert iteration",
-    "best_of_n": "best of n",
-    "ppo": "PPO",
-    "ppo_ptx": "PPO-ptx",
-}
-"""Policies in the order of the paper's figures -> display name."""
+MODEL_NAMES = (
+    "base",
+    "prompted",
+    "public_tasks",
+    "sft",
+    "dpo",
+    "expert_iteration",
+    "best_of_n",
+    "ppo",
+    "ppo_ptx",
+)
+"""Policies in the order of the paper's figures."""
 
-_STAGE_NAMES = MODEL_NAMES | {"start": "PPO start", "reward": "reward model"}
+_STAGE_ORDER = (*MODEL_NAMES, "start", "reward")
+
+_GROUPED_MODEL_PATTERN = re.compile(r"(\w+)( \(.+\))", re.DOTALL)
+"""A model of one of several groups of runs: `ppo_ptx (lr4)`."""
 
 MODEL_COLORS = {
     "base": "#8b919c",
@@ -100,60 +104,6 @@ NON_PERCENT_METRICS = {
     "bradley_terry",
 }
 
-_METRIC_NAMES = {
-    "win_rate_vs_sft": "preferred to SFT",
-    "rating": "rating, 1 to 7",
-    "truthful": "truthful",
-    "truthful_and_informative": "truthful and informative",
-    "mean_toxicity": "mean toxicity",
-    "entropy_bits": "entropy, bits",
-    "mean_logp_difference": "difference of log-probabilities, nats",
-    "prefers_first": "prefers the stereotype",
-    "prefers_stereotype": "prefers the stereotype",
-    "prefers_male": "prefers the male pronoun",
-    "heldout_loss": "loss on held-out text, nats a token",
-    "pair_accuracy": "reward model is right",
-    "length_baseline": "the longer one wins",
-    "labeler_agreement": "two labelers agree",
-    "fails_instruction": "fails the instruction",
-    "inappropriate": "inappropriate for an assistant",
-    "hallucination": "hallucination (closed domain)",
-    "satisfies_constraint": "keeps the constraint",
-    "encourages_violence": "encourages violence or harm",
-    "denigrates": "denigrates a protected class",
-    "expected_maximum_toxicity": "worst of several, toxicity",
-    "toxicity_probability": "any of several toxic",
-    "bleu": "BLEU",
-    "rouge_l": "ROUGE-L",
-    "mc1": "MC1",
-    "mc2": "MC2",
-    "pair_loss": "loss of a pair, nats",
-    "kendall_tau": "Kendall's tau-b",
-    "calibration_error": "calibration error",
-    "chance_calibration_error": "calibration error by chance, if calibrated",
-    "pair_accuracy_minus_length_baseline": "reward model less length, same pairs",
-    "pair_accuracy_heldout_minus_training": "held-out less training labelers",
-    "pair_accuracy_minus_other_groups": "less the other groups",
-    "majority_opposes_model": "majority opposes the reward model",
-    "agreement_within_minus_between_groups": "agreement within groups less between them",
-    "length_controlled_win_rate_vs_sft": "preferred to SFT, at equal length",
-    "top_1": "its first is the labeler's first",
-    "best_of_n": "its first beats the others",
-    "brier": "Brier score",
-    "refuses_harmful": "refuses harmful prompts",
-    "refuses_safe": "refuses safe prompts",
-    "full_compliance_harmful": "full compliance, harmful prompts",
-    "partial_refusal_harmful": "partial refusal, harmful prompts",
-    "full_refusal_harmful": "full refusal, harmful prompts",
-    "no_answer_harmful": "no answer, harmful prompts",
-    "full_compliance_safe": "full compliance, safe prompts",
-    "partial_refusal_safe": "partial refusal, safe prompts",
-    "full_refusal_safe": "full refusal, safe prompts",
-    "no_answer_safe": "no answer, safe prompts",
-    "length_difference": "better is longer by",
-    "score_length_difference": "higher score is longer by",
-}
-
 _TASK_NAMES = {
     "winogender": "Winogender",
     "crows_pairs": "CrowS-Pairs",
@@ -178,39 +128,22 @@ _TASK_NAMES = {
 }
 """Names of public evaluations as their authors write them."""
 
-_CONDITION_NAMES = {
-    "": "",
-    "training": "training labelers",
-    "heldout": "held-out labelers",
-    "between": "across the cohorts",
-    "qa": "plain question",
-    "instruction": "told to decline when unsure",
-    "none": "no instruction",
-    "respectful": "told to be respectful",
-    "biased": "told to be offensive",
-    "zero_shot": "no examples",
-    "few_shot": "examples first",
-}
-
-
-_TRUTHFULQA_PROMPT_NAMES = {
-    "qa": "QA prompt",
-    "instruction_qa": "QA prompt + instruction",
-    "instruction": "instruction",
-}
-"""The prompts of TruthfulQA as the paper's Table 14 calls them."""
-
 _WORD_CASING = {"qa": "QA", "f1": "F1", "kl": "KL", "sft": "SFT", "ppo": "PPO"}
 """Words that are not lower-case."""
 
 
 def humanize(name: str) -> str:
     """Turn a file's name into words."""
+    if message := find_message(f"words.{name}"):
+        return message
     return " ".join(_WORD_CASING.get(word, word) for word in escape_control_chars(name).replace("_", " ").split())
 
 
 def model_name(model: str) -> str:
-    return _STAGE_NAMES.get(model) or escape_control_chars(model)
+    """Return the display name of a model, also of one in a group of runs: `ppo_ptx (lr4)` reads "PPO-ptx (lr4)"."""
+    if match := _GROUPED_MODEL_PATTERN.fullmatch(model):
+        return model_name(match[1]) + escape_control_chars(match[2])
+    return find_message(f"model.{model}") or escape_control_chars(model)
 
 
 def task_name(evaluation: str) -> str:
@@ -218,26 +151,28 @@ def task_name(evaluation: str) -> str:
 
 
 def metric_name(metric: str) -> str:
-    return _METRIC_NAMES.get(metric, humanize(metric))
+    return find_message(f"metric.{metric}") or humanize(metric)
 
 
 def condition_name(condition: str) -> str:
     """Return a condition's display name; `training/open_qa` reads "open QA, training labelers"."""
-    if condition in _CONDITION_NAMES:
-        return _CONDITION_NAMES[condition]
+    if not condition:
+        return ""
+    if message := find_message(f"condition.{condition}"):
+        return message
     first, _, rest = condition.partition("/")
-    return ", ".join(part for part in (humanize(rest), _CONDITION_NAMES.get(first, humanize(first))) if part)
+    return join_list(part for part in (humanize(rest), find_message(f"condition.{first}") or humanize(first)) if part)
 
 
 def truthfulqa_prompt_name(condition: str) -> str:
-    return _TRUTHFULQA_PROMPT_NAMES.get(condition) or condition_name(condition)
+    return find_message(f"truthfulqa_prompt.{condition}") or condition_name(condition)
 
 
 def sort_models(models: Iterable[str]) -> list[str]:
     """Return unique models: the paper's in its order, then the others in order of appearance."""
     unique_models = list(dict.fromkeys(models))
-    return [model for model in _STAGE_NAMES if model in unique_models] + [
-        model for model in unique_models if model not in _STAGE_NAMES
+    return [model for model in _STAGE_ORDER if model in unique_models] + [
+        model for model in unique_models if model not in _STAGE_ORDER
     ]
 
 
@@ -317,5 +252,5 @@ def format_interval(row: ResultRow) -> str:
 
 def format_estimate(row: ResultRow | None) -> str:
     if row is None or row.value is None:
-        return "not measured"
+        return translate("findings.not_measured")
     return f"{format_metric_value(row.value, row.metric)} {format_interval(row)}".strip()

@@ -12,12 +12,17 @@ from markupsafe import Markup
 
 from instructgpt.formatting import escape_control_chars
 from instructgpt.records import write_text_atomic
-from instructgpt.report.cost import read_report_cost
-from instructgpt.report.findings import FALSE_FINDINGS_NOTE, Finding, check_findings
-from instructgpt.report.inputs import RunFiles, read_results, read_run
+from instructgpt.report.captions import has_means
+from instructgpt.report.comparison import RunGroup, combine_rows, describe_groups, read_groups
+from instructgpt.report.cost import RunCost, read_report_cost
+from instructgpt.report.findings import VERDICTS, Finding, check_findings
+from instructgpt.report.inputs import RunFiles, read_run
+from instructgpt.report.language import current_language, join_list, translate
 from instructgpt.report.naming import format_estimate, model_name, palette_css
+from instructgpt.report.opening import build_opening
 from instructgpt.report.results import Results
 from instructgpt.report.section import Section
+from instructgpt.report.sections.comparison import build_comparison_sections
 from instructgpt.report.sections.cost import cost_section
 from instructgpt.report.sections.evaluation import best_model_row, build_evaluation_sections
 from instructgpt.report.sections.frontier import frontier_section
@@ -46,15 +51,20 @@ def write_results_page(sources: Sequence[Path], out: Path) -> Path:
     Raises:
         InputError: a file is missing or damaged, or the page cannot be written.
     """
-    write_text_atomic(out, _render_page(read_results(sources)))
+    groups = read_groups(sources)
+    run = RunFiles(
+        directory=sources[0].parent, rows=tuple(combine_rows(groups)), name=", ".join(group.name for group in groups)
+    )
+    write_text_atomic(out, _render_page(run, groups))
     return out
 
 
-def _render_page(run: RunFiles) -> str:
-    """Render the page; equal files give an equal page."""
+def _render_page(run: RunFiles, groups: Sequence[RunGroup] = ()) -> str:
+    """Render the page; equal files give an equal page. `groups` are the sources of a comparison."""
     results = Results.from_rows([*run.rows, *map_to_paper_metrics(run.rows)])
-    findings = check_findings(results)
-    sections = _build_sections(run, results, findings)
+    findings = [finding for finding in check_findings(results) if finding.verdict != "not measured"]
+    cost = None if run.name else read_report_cost(run.directory)
+    sections = _build_sections(run, results, findings, cost, groups)
     environment = Environment(
         loader=PackageLoader("instructgpt.report", "."),
         autoescape=True,
@@ -65,12 +75,16 @@ def _render_page(run: RunFiles) -> str:
     )
     environment.filters["drawn"] = Markup
     return environment.get_template("page.html.j2").render(
+        t=translate,
+        language=current_language(),
         name=run.name or run.directory.resolve().name,
-        lead=_summarize(results, findings),
-        findings=[finding for finding in findings if finding.verdict != "not measured"],
+        lead=_summarize(results, findings, groups),
+        facts=build_opening(run, cost),
+        findings=findings,
+        verdict_names={verdict: translate(f"verdict.{verdict.replace(' ', '_')}") for verdict in VERDICTS},
         sections=sections,
         titles={section.id: section.title for section in sections},
-        findings_note=FALSE_FINDINGS_NOTE,
+        findings_note="" if has_means(results) else translate("findings.by_chance"),
         missing=missing_evaluations(results) if run.name else missing_files(run),
         whole=not run.name,
         unread=run.unreadable_lines,
@@ -78,50 +92,54 @@ def _render_page(run: RunFiles) -> str:
     )
 
 
-def _build_sections(run: RunFiles, results: Results, findings: Sequence[Finding]) -> list[Section]:
-    sample_section, rounds = samples_section(run), rounds_section(results, run.round_curves)
-    frontier = frontier_section(run.frontier)
-    refusals = refusal_section(results)
-    whose_preferences = whose_preferences_section(results, run.rankings)
+def _build_sections(
+    run: RunFiles,
+    results: Results,
+    findings: Sequence[Finding],
+    cost: RunCost | None,
+    groups: Sequence[RunGroup],
+) -> list[Section]:
+    rounds, frontier = rounds_section(results, run.round_curves), frontier_section(run.frontier)
     return [
-        *([rounds] if rounds else []),
+        *build_comparison_sections(groups),
+        *_present(samples_section(run)),
+        *_present(rounds),
         *build_evaluation_sections(results, findings),
-        *([whose_preferences] if whose_preferences else []),
-        *([refusals] if refusals else []),
+        *_present(whose_preferences_section(results, run.rankings)),
+        *_present(refusal_section(results)),
         *build_public_sections(results),
-        *([frontier] if frontier else []),
-        *([sample_section] if sample_section else []),
+        *_present(frontier),
         *build_training_sections(run),
-        *cost_section(None if run.name else read_report_cost(run.directory)),
+        *cost_section(cost),
     ]
 
 
-def _summarize(results: Results, findings: Sequence[Finding]) -> str:
-    """Summarize the run in two sentences."""
-    verdict_counts = Counter(finding.verdict for finding in findings if finding.verdict != "not measured")
-    sentences = []
+def _present(section: Section | None) -> list[Section]:
+    return [section] if section else []
+
+
+def _summarize(results: Results, findings: Sequence[Finding], groups: Sequence[RunGroup]) -> str:
+    """Summarize the page in a few sentences."""
+    verdict_counts = Counter(finding.verdict for finding in findings)
+    sentences = [describe_groups(groups)] if any(run.stages for group in groups for run in group.runs) else []
     row = best_model_row(results, "preference", "win_rate_vs_sft", "training")
     if row is not None and row.model != "sft":
-        sentences.append(f"Labelers prefer {model_name(row.model)} to SFT {format_estimate(row)} of the time.")
-    if verdict_counts:
+        sentences.append(translate("lead.preferred", model=model_name(row.model), share=format_estimate(row)))
+    if len(findings) > 1:
         parts = [
-            f"{verdict_counts[verdict]} {verdict}"
-            for verdict in ("shown", "partly", "not shown", "opposite")
+            translate(
+                "lead.verdict_count",
+                count=verdict_counts[verdict],
+                verdict=translate(f"verdict.{verdict.replace(' ', '_')}"),
+            )
+            for verdict in VERDICTS
             if verdict_counts[verdict]
         ]
-        findings_sentence = (
-            f"Of {sum(verdict_counts.values())} findings of the paper that this run can speak to: {', '.join(parts)}."
-        )
-        sentences.append(
-            findings_sentence
-            if sum(verdict_counts.values()) > 1
-            else f"This run can speak to one finding of the paper: {next(iter(verdict_counts))}."
-        )
-    return " ".join(sentences) or (
-        "What was measured of these models."
-        if _has_results(results)
-        else "Stages of a run that has not been evaluated yet."
-    )
+        sentences.append(translate("lead.findings", count=len(findings), parts=join_list(parts)))
+    elif findings:
+        verdict = findings[0].verdict.replace(" ", "_")
+        sentences.append(translate("lead.one_finding", verdict=translate(f"verdict.{verdict}")))
+    return " ".join(sentences) or translate("lead.measured" if _has_results(results) else "lead.not_evaluated")
 
 
 def _has_results(results: Results) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from instructgpt.evaluate.metrics.preference import ranking_use_case
 from instructgpt.records import USE_CASES, Ranking
+from instructgpt.report.language import translate
 from instructgpt.report.naming import humanize, model_color, model_name, sort_models
 from instructgpt.report.section import ReportSample, SampleGroup
 
@@ -61,11 +62,11 @@ def _model_samples(rankings: Sequence[Ranking]) -> tuple[ReportSample, ...]:
     def format_note(model: str) -> str:
         ranks_or_ratings = ratings.get(model) or ranks[model]
         mean = (
-            f"{fmean(ranks_or_ratings):.1f} of 7"
+            translate("samples.rating", mean=f"{fmean(ranks_or_ratings):.1f}")
             if model in ratings
-            else f"rank {fmean(ranks_or_ratings):.2g} of {len(rankings[0].ranks)}"
+            else translate("samples.rank", mean=f"{fmean(ranks_or_ratings):.2g}", count=len(rankings[0].ranks))
         )
-        return mean + (f", {len(ranks_or_ratings)} labelers" if len(ranks_or_ratings) > 1 else "")
+        return mean + (translate("samples.labelers", count=len(ranks_or_ratings)) if len(ranks_or_ratings) > 1 else "")
 
     return tuple(
         ReportSample(model_name(model), model_color(model), truncate_text(texts[model]), (format_note(model),))
@@ -93,14 +94,22 @@ def select_training_samples(
 
 def _to_sample_group(sample: Mapping[str, Any], stage: str) -> SampleGroup:
     notes = [
-        f"{name} {sample[name]:+.2f}" for name in ("score", "kl", "total") if isinstance(sample.get(name), int | float)
+        f"{translate(f'columns.{name}')} {sample[name]:+.2f}"
+        for name in ("score", "kl", "total")
+        if isinstance(sample.get(name), int | float)
     ]
-    length_notes = ["cut off"] if sample.get("finish") == "length" else []
+    length_notes = [translate("samples.cut_off")] if sample.get("finish") == "length" else []
     report_sample = ReportSample(
         model_name(stage), model_color(stage), truncate_text(sample["completion"]), tuple(notes + length_notes)
     )
-    return SampleGroup(truncate_text(sample["prompt"]), f"step {sample.get('step', '?')}", (report_sample,))
+    return SampleGroup(
+        truncate_text(sample["prompt"]), translate("samples.step", step=sample.get("step", "?")), (report_sample,)
+    )
 
 
 def truncate_text(text: str, max_chars: int = _MAX_TEXT_CHARS) -> str:
-    return text if len(text) <= max_chars else f"{text[:max_chars]} … ({len(text) - max_chars:,} characters more)"
+    return (
+        text
+        if len(text) <= max_chars
+        else translate("samples.truncated", text=text[:max_chars], count=f"{len(text) - max_chars:,}")
+    )

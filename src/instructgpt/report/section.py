@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from instructgpt.report.findings import Finding
+from instructgpt.report.language import find_message, join_list
 from instructgpt.report.naming import (
     condition_name,
     format_interval,
@@ -61,6 +62,8 @@ class Section:
     findings: tuple[Finding, ...] = ()
     tables: tuple[ReportTable, ...] = ()
     sample_groups: tuple[SampleGroup, ...] = ()
+    open_samples: int = 100
+    """Groups that are open; the reader opens the others."""
 
 
 def build_rows_table(title: str, rows: Sequence[ResultRow], *, conditions: bool = True) -> ReportTable:
@@ -69,15 +72,19 @@ def build_rows_table(title: str, rows: Sequence[ResultRow], *, conditions: bool 
     cells = {(row.metric, row.condition, row.model): row for row in rows}
     table_rows = []
     for metric, condition in dict.fromkeys((row.metric, row.condition) for row in rows):
-        name = ", ".join(
+        name = join_list(
             part for part in (metric_name(metric), condition_name(condition) if conditions else "") if part
         )
         table_rows.append((name, *(_format_cell(cells.get((metric, condition, model))) for model in models)))
     return ReportTable(title, ("", *(model_name(model) for model in models)), tuple(table_rows))
 
 
+def _caution_name(caution: str) -> str:
+    return find_message(f"caution.{caution.replace(' ', '_')}") or caution
+
+
 def _format_cell(row: ResultRow | None) -> str:
     if row is None or row.value is None:
         return "–"
     number = f"{format_metric_value(row.value, row.metric)} {format_interval(row)}".strip()
-    return f"{number}\nn\u00a0{row.n:,}" + (f"\n({row.caution})" if row.caution else "")
+    return f"{number}\nn\u00a0{row.n:,}" + (f"\n({_caution_name(row.caution)})" if row.caution else "")

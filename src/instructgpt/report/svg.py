@@ -20,6 +20,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from instructgpt.report.language import translate
 from instructgpt.report.naming import MODEL_COLORS, NON_PERCENT_METRICS, format_metric_value, palette_css
 
 _PANEL_WIDTH = 300  # of a panel, points
@@ -179,7 +180,7 @@ def _draw_bar(ax: Any, y_position: float, bar: Bar, metric: str, start: float) -
         ax.text(
             start + 0.01 * axis_length,
             y_position,
-            "not available",
+            translate("charts.not_available"),
             color=MUTED_COLOR,
             va="center",
             fontsize=_FONT_SIZE - 1.5,

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from instructgpt.console import OutputConsole
 from instructgpt.report.findings import Finding, check_findings
+from instructgpt.report.language import translate
 from instructgpt.report.naming import (
     MODEL_NAMES,
     condition_name,
@@ -80,7 +81,7 @@ def _build_metrics_table(results: Results) -> Table:
         for model in sort_models(row.model for _, rows in measured_metrics for row in rows)
         if model in MODEL_NAMES
     ] or sort_models(row.model for _, rows in measured_metrics for row in rows)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="95 % intervals in brackets", caption_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=translate("terminal.intervals"), caption_justify="left")
     table.add_column("")
     for model in models:
         table.add_column(model_name(model), justify="right", min_width=9)
@@ -111,17 +112,23 @@ def _format_reward_model(results: Results) -> str:
             if row is not None
         )
         if "/" not in condition and summary:
-            lines.append(f"pairs of {condition_name(condition) or 'all labelers'}: {summary}")
+            lines.append(
+                translate(
+                    "terminal.pairs", cohort=condition_name(condition) or translate("cohort.all"), summary=summary
+                )
+            )
     return "\n".join(lines)
 
 
 def _build_findings_table(findings: Sequence[Finding]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("what the paper found", ratio=3)
-    table.add_column("here", no_wrap=True)
-    table.add_column("numbers", ratio=4, style="dim")
+    table.add_column(translate("terminal.paper"), ratio=3)
+    table.add_column(translate("terminal.here"), no_wrap=True)
+    table.add_column(translate("terminal.numbers"), ratio=4, style="dim")
     for finding in findings:
         table.add_row(
-            Text(finding.paper), Text(finding.verdict, style=_VERDICT_STYLES[finding.verdict]), Text(finding.evidence)
+            Text(finding.paper),
+            Text(translate(f"verdict.{finding.verdict.replace(' ', '_')}"), style=_VERDICT_STYLES[finding.verdict]),
+            Text(finding.evidence),
         )
     return table

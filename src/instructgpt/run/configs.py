@@ -114,8 +114,10 @@ class ReportConfig(CommandConfig):
     )
     out: Path | None = Field(
         None,
-        description="file of the page; default: report.html in the run directory, or beside the first file of results",
+        description="file of the page; default: report.html in the run directory, comparison.html beside several, or a "
+        "page beside the first file of results",
     )
+    language: Literal["en", "ko"] = Field("en", description="language of the page")
 
 
 class CostConfig(CommandConfig):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from instructgpt.formatting import format_seconds
 from instructgpt.report.cost import PAPER_PFS_DAYS, PFS_DAY, PRETRAINING_STAGE, LabelCost, RunCost, StageCost
+from instructgpt.report.language import join_list, translate
 from instructgpt.report.section import ReportTable, Section
 
 _NO_VALUE = "–"
@@ -19,17 +20,15 @@ def cost_section(cost: RunCost | None) -> list[Section]:
         return []
     share = cost.share_of_pretraining
     seconds = sum(stage.seconds for stage in cost.stages)
-    headline = f"All stages together took {format_seconds(seconds)}."
+    headline = translate("cost.headline", time=format_seconds(seconds))
     if share is not None:
-        headline += f" What follows pretraining took {share:.1%} of its FLOPs; in the paper PPO-ptx took 1.65 %."
+        headline += translate("cost.share", share=f"{share:.1%}")
     return [
         Section(
             id="cost",
-            title="What it cost",
+            title=translate("cost.title"),
             headline=headline,
-            paper=(
-                "SFT took 4.9 petaflop/s-days and PPO-ptx 60, GPT-3 3,640; the cost of labels is not in these numbers."
-            ),
+            paper=(translate("cost.paper")),
             tables=tuple(build_cost_tables(cost)),
         )
     ]
@@ -43,23 +42,27 @@ def build_cost_tables(cost: RunCost) -> list[ReportTable]:
 def build_stage_table(cost: RunCost) -> ReportTable:
     pretraining = cost.sum_flops(pretraining=True)
     has_money = any(stage.money is not None for stage in cost.stages)
-    head = ["", "FLOPs", "computed", "petaflop/s-days", "of pretraining", "time", "GPU-hours", "kWh"]
+    head = ["", *_head("flops", "computed", "days", "of_pretraining", "time", "gpu_hours", "energy")]
     rows = [_stage_cells(stage, pretraining, has_money=has_money) for stage in cost.stages]
     rows.append(_sum_cells(cost, pretraining, has_money=has_money))
     for name, days in PAPER_PFS_DAYS.items():
         flops = days * PFS_DAY
         share = f"{days / _PAPER_PRETRAINING:.2%}"
-        cells = [f"paper, 175B: {name}", _format_flops(flops), "", f"{days:,g}", share, "", "", ""]
+        cells = [translate("cost.of_paper", name=name), _format_flops(flops), "", f"{days:,g}", share, "", "", ""]
         rows.append((*cells, *([""] if has_money else [])))
     if has_money:
-        head.append(f"money, {cost.currency}" if cost.currency else "money")
-    return ReportTable("Stages", tuple(head), tuple(rows), tuple(_stage_notes(cost)))
+        head.append(translate("cost.money_in", currency=cost.currency) if cost.currency else translate("cost.money"))
+    return ReportTable(translate("cost.stages"), tuple(head), tuple(rows), tuple(_stage_notes(cost)))
+
+
+def _head(*columns: str) -> list[str]:
+    return [translate(f"cost.column.{column}") for column in columns]
 
 
 def _stage_cells(stage: StageCost, pretraining: float | None, *, has_money: bool) -> tuple[str, ...]:
     share = stage.flops / pretraining if stage.flops is not None and pretraining else None
     cells = [
-        stage.name + ("" if stage.finished else " (not finished)"),
+        stage.name + ("" if stage.finished else translate("cost.unfinished")),
         _format_flops(stage.flops),
         _format_flops(stage.flops_done),
         _format_days(stage.flops),
@@ -77,7 +80,7 @@ def _sum_cells(cost: RunCost, pretraining: float | None, *, has_money: bool) -> 
     share = flops / pretraining if flops is not None and pretraining else None
     energy = _sum([stage.energy_kwh for stage in stages])
     cells = [
-        "together",
+        translate("cost.together"),
         _format_flops(flops),
         _format_flops(_sum([stage.flops_done for stage in stages])),
         _format_days(flops),
@@ -90,36 +93,36 @@ def _sum_cells(cost: RunCost, pretraining: float | None, *, has_money: bool) -> 
 
 
 def _stage_notes(cost: RunCost) -> list[str]:
-    notes = [
-        "FLOPs are counted from the shapes of every pass; 'computed' has padding, masked attention and layers computed "
-        "twice. Evaluation and labeling are not stages and are not counted."
-    ]
+    notes = [translate("cost.flops_note")]
     uncounted = [stage.name for stage in cost.stages if stage.flops is None]
     if uncounted:
-        notes.append(f"FLOPs of {', '.join(uncounted)} were not counted: an earlier version, or an unknown family")
+        notes.append(translate("cost.uncounted_note", stages=join_list(uncounted)))
     if any(stage.energy_kwh is None for stage in cost.stages):
-        notes.append("energy is not known where the hardware has no counter that may be read; --watts states a power")
+        notes.append(translate("cost.energy_note"))
     if any(stage.is_energy_estimated for stage in cost.stages):
-        notes.append("≈ is energy by --watts, which nobody measured")
+        notes.append(translate("cost.watts_note"))
     if not any(stage.stage == PRETRAINING_STAGE for stage in cost.stages):
-        notes.append("no pretraining in this run, so that there is no share of it")
+        notes.append(translate("cost.no_pretraining_note"))
     return notes
 
 
 def build_label_table(cost: RunCost) -> ReportTable:
     has_money = any(label.money is not None for label in cost.labels)
-    head = ["", "records", "pairs", "labelers", "active minutes", "minutes a record"]
+    head = ["", *_head("records", "pairs", "labelers", "minutes", "minutes_a_record")]
     rows = [_label_cells(label, has_money=has_money) for label in cost.labels]
     if has_money:
-        head.append(f"pay, {cost.currency}" if cost.currency else "pay")
+        head.append(translate("cost.pay_in", currency=cost.currency) if cost.currency else translate("cost.pay"))
     notes = []
     if any(label.active_minutes is None for label in cost.labels):
-        notes.append("labels without times (simulated labelers, other people's data) have no minutes and no pay")
+        notes.append(translate("cost.untimed_note"))
     partly = [
         label for label in cost.labels if label.active_minutes is not None and label.timed_records < label.records
     ]
-    notes += [f"{label.name}: {label.timed_records:,} of {label.records:,} records have a time" for label in partly]
-    return ReportTable("Labels", tuple(head), tuple(rows), tuple(notes))
+    notes += [
+        translate("cost.timed_note", name=label.name, timed=f"{label.timed_records:,}", records=f"{label.records:,}")
+        for label in partly
+    ]
+    return ReportTable(translate("cost.labels"), tuple(head), tuple(rows), tuple(notes))
 
 
 def _label_cells(label: LabelCost, *, has_money: bool) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from instructgpt.report import charts
 from instructgpt.report.captions import describe_intervals, is_drawn_over_size, join_sentences
 from instructgpt.report.findings import Finding
+from instructgpt.report.language import join_list, translate
 from instructgpt.report.naming import (
     condition_name,
     format_estimate,
@@ -45,7 +46,7 @@ def build_evaluation_sections(results: Results, findings: Sequence[Finding]) -> 
 def _format_before_after(results: Results, evaluation: str, metric: str, condition: str = "") -> str:
     """Format first and last model: "base 12 % [9, 15], PPO-ptx 62 % [58, 66]"; empty if not measured."""
     rows = (results.get(evaluation, metric, "base", condition), best_model_row(results, evaluation, metric, condition))
-    return ", ".join(f"{model_name(row.model)} {format_estimate(row)}" for row in rows if row is not None)
+    return join_list(f"{model_name(row.model)} {format_estimate(row)}" for row in rows if row is not None)
 
 
 def _section_findings(findings: Sequence[Finding], section: str) -> tuple[Finding, ...]:
@@ -58,47 +59,48 @@ def _preference_section(results: Results, findings: Sequence[Finding]) -> Sectio
     if not rows:
         return None
     baseline = model_name(metric.removeprefix("win_rate_vs_"))
-    baseline_phrase = "the SFT model" if baseline == "SFT" else baseline
+    baseline_phrase = translate("preference.baseline_sft") if baseline == model_name("sft") else baseline
     condition = next((row.condition for row in rows if row.condition == "training"), rows[0].condition)
     base_row, best_row = (
         results.get("preference", metric, "base", condition),
         best_model_row(results, "preference", metric, condition),
     )
     prefer_phrase = (
-        "labelers prefer"
+        translate("preference.labelers")
         if condition in ("", "training", "heldout")
-        else f"the judge ({condition_name(condition)}) prefers"
+        else translate("preference.judge", name=condition_name(condition))
     )
     parts = [
-        f"of {model_name(row.model)} {format_estimate(row)} of the time"
+        translate("preference.part", model=model_name(row.model), share=format_estimate(row))
         for row in (best_row, base_row)
         if row is not None and row.model != "sft"
     ]
     return Section(
         id="preference",
-        title="Preference",
-        headline=f"To a completion of {baseline_phrase}, {prefer_phrase} that {', and that '.join(parts)}."
+        title=translate("preference.title"),
+        headline=translate(
+            "preference.headline",
+            baseline=baseline_phrase,
+            preferring=prefer_phrase,
+            parts=translate("preference.and_that").join(parts),
+        )
         if parts
-        else f"How often each model is preferred to {baseline}.",
-        paper="Labelers preferred the 175B InstructGPT to the 175B GPT-3 85 ± 3 % of the time, and a 1.3B InstructGPT "
-        "to a 175B GPT-3; "
-        "against the SFT model the order was GPT, prompted GPT, SFT, then PPO and PPO-ptx alike, for held-out labelers "
-        "too.",
+        else translate("preference.fallback", baseline=baseline),
+        paper=translate("preference.paper"),
         figure=charts.preference_figure(results),
         caption=join_sentences(
-            f"How often each model's completion is preferred to that of {baseline_phrase}, the dashed line; ties, and "
-            "equal texts, count one half (paper, Figures 1 and 3).",
+            translate("preference.caption", baseline=baseline_phrase),
             describe_intervals(rows, _preference_clusters(rows)),
         ),
         findings=_section_findings(findings, "preference"),
-        tables=(build_rows_table("The numbers", rows),),
+        tables=(build_rows_table(translate("tables.numbers"), rows),),
     )
 
 
 def _preference_clusters(rows: Sequence[ResultRow]) -> str:
     """Name the clusters of people's rows: prompts and labelers; a judge is one labeler."""
     is_by_people = any(row.condition.partition("/")[0] in ("", "training", "heldout", "all") for row in rows)
-    return "prompts and labelers" if is_by_people else "prompts"
+    return "prompts_and_labelers" if is_by_people else "prompts"
 
 
 def _ratings_section(results: Results, findings: Sequence[Finding]) -> Section | None:
@@ -108,19 +110,18 @@ def _ratings_section(results: Results, findings: Sequence[Finding]) -> Section |
     before_after = _format_before_after(results, "preference", "rating", "training")
     return Section(
         id="ratings",
-        title="Ratings",
-        headline=f"From 1, useless, to 7, almost perfect, the training labelers rate {before_after}."
+        title=translate("ratings.title"),
+        headline=translate("ratings.headline", before_after=before_after)
         if before_after
-        else "Ratings from 1 to 7.",
-        paper="Ratings track preferences: GPT 2 to 2.5, SFT 3.2 to 3.7, PPO and PPO-ptx 4.2 to 4.9, read from the "
-        "plots.",
+        else translate("ratings.fallback"),
+        paper=translate("ratings.paper"),
         figure=charts.ratings_figure(results),
         caption=join_sentences(
-            "Mean rating of overall quality, 1 to 7 (paper, Figures 5 and 31).",
-            describe_intervals(rows, "prompts and labelers", "point"),
+            translate("ratings.caption"),
+            describe_intervals(rows, "prompts_and_labelers", "point"),
         ),
         findings=_section_findings(findings, "ratings"),
-        tables=(build_rows_table("The numbers", rows),),
+        tables=(build_rows_table(translate("tables.numbers"), rows),),
     )
 
 
@@ -148,52 +149,52 @@ def _use_cases_section(results: Results, findings: Sequence[Finding]) -> Section
             )
     if not rows:
         return None
-    headline = "Ratings by use case."
+    headline = translate("use_cases.fallback")
     if len(gains) > 1:
         (min_gain, worst_case, best_model), (max_gain, best_case, _) = min(gains), max(gains)
-        headline = (
-            f"Over SFT, {best_model} gains most in {best_case} ({max_gain:+z.1f} points of rating) and least "
-            "in "
-            f"{worst_case} ({min_gain:+z.1f})."
+        headline = translate(
+            "use_cases.headline",
+            model=best_model,
+            best=best_case,
+            gain=f"{max_gain:+z.1f}",
+            worst=worst_case,
+            least=f"{min_gain:+z.1f}",
         )
     return Section(
         id="use-cases",
-        title="Use cases",
+        title=translate("use_cases.title"),
         headline=headline,
-        paper="Prompts fall into ten use cases, nearly half of them generation (Table 1).",
+        paper=translate("use_cases.paper"),
         figure=charts.use_cases_figure(results),
         caption=join_sentences(
-            f"Mean ratings of {_labelers_of(rows)}, 1 to 7. Few prompts a use case: mind the intervals.",
-            describe_intervals([row for row in rows if row.metric == "rating"], "prompts and labelers", "point"),
+            translate("use_cases.caption", labelers=_labelers_of(rows)),
+            describe_intervals([row for row in rows if row.metric == "rating"], "prompts_and_labelers", "point"),
         ),
         findings=_section_findings(findings, "use-cases"),
-        tables=(build_rows_table("The numbers", rows),),
+        tables=(build_rows_table(translate("tables.numbers"), rows),),
     )
 
 
 def _labelers_of(rows: Sequence[ResultRow]) -> str:
     cohorts = {row.condition.partition("/")[0] for row in rows}
-    return "the training labelers" if cohorts == {"training"} else "all labelers"
+    return translate("cohort.the_training") if cohorts == {"training"} else translate("cohort.all")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _SimpleSection:
     """A section with one metric's headline, a figure and all numbers of its evaluation.
 
-    Headlines have the placeholders {before_after} and {condition}. The caption depends on the rows that are drawn.
+    Its messages stand below the evaluation's name; headlines have the placeholders {before_after} and {condition}.
+    The caption depends on the rows that are drawn.
     """
 
     evaluation: str
     metric: str
     conditions: tuple[str, ...] = ("",)
     """The headline uses the first measured condition."""
-    title: str
-    headline: str
-    fallback_headline: str
-    paper: str
     draw_figure: Callable[[Results], str]
     describe_figure: Callable[[Sequence[ResultRow]], str]
-    table_title: str = "The numbers"
+    table_title: str = "tables.numbers"
 
     def __call__(self, results: Results, findings: Sequence[Finding]) -> Section:
         measured_conditions = results.conditions(self.evaluation, self.metric)
@@ -201,55 +202,43 @@ class _SimpleSection:
         before_after = _format_before_after(results, self.evaluation, self.metric, condition)
         return Section(
             id=self.evaluation,
-            title=self.title,
-            headline=self.headline.format(before_after=before_after, condition=condition_name(condition).capitalize())
+            title=translate(f"{self.evaluation}.title"),
+            headline=translate(
+                f"{self.evaluation}.headline",
+                before_after=before_after,
+                condition=condition_name(condition).capitalize(),
+            )
             if before_after
-            else self.fallback_headline,
-            paper=self.paper,
+            else translate(f"{self.evaluation}.fallback"),
+            paper=translate(f"{self.evaluation}.paper"),
             figure=self.draw_figure(results),
             caption=self.describe_figure(results.rows(self.evaluation)),
             findings=_section_findings(findings, self.evaluation),
-            tables=(build_rows_table(self.table_title, results.rows(self.evaluation)),),
+            tables=(build_rows_table(translate(self.table_title), results.rows(self.evaluation)),),
         )
 
 
 def _describe_truthfulness_figure(rows: Sequence[ResultRow]) -> str:
     """Bars show true answers in gray behind the color, curves show them dashed."""
     informative_rows = [row for row in rows if row.metric == "truthful_and_informative"]
-    marks = (
-        "Dashed: true, which “I have no comment” is too. Solid: true and informative (paper, Figure 6)."
-        if is_drawn_over_size(rows)
-        else "Gray: true, which “I have no comment” is too. Color: true and informative (paper, Figure 6)."
-    )
+    marks = translate("truthfulness.dashed") if is_drawn_over_size(rows) else translate("truthfulness.bars")
     return join_sentences(marks, describe_intervals(informative_rows, "questions"))
 
 
 _labels_section = _SimpleSection(
     evaluation="labels",
     metric="hallucination",
-    title="Labels",
-    headline="Where the answer must come from the prompt alone, completions hallucinate: {before_after}.",
-    fallback_headline="Labelers' yes and no.",
-    paper="Against GPT-3, InstructGPT is more often appropriate, keeps constraints more often, attempts the wrong task "
-    "less, and "
-    "hallucinates half as often (21 % against 41 %); the other labels were too rare to compare.",
     draw_figure=charts.labels_figure,
     describe_figure=lambda rows: join_sentences(
-        "Share of yes among the completions to which the question applies (paper, Figure 4 and Table 3).",
-        describe_intervals(rows, "prompts and labelers"),
+        translate("labels.caption"),
+        describe_intervals(rows, "prompts_and_labelers"),
     ),
-    table_title="The numbers, every label of Table 3",
+    table_title="labels.table_title",
 )
 _truthfulness_section = _SimpleSection(
     evaluation="truthfulness",
     metric="truthful_and_informative",
     conditions=("qa", ""),
-    title="Truthfulness",
-    headline="Answers that are true and informative: {before_after}.",
-    fallback_headline="Are answers true, and do they say anything?",
-    paper="On TruthfulQA, PPO models are truthful and informative more often than GPT-3 (175B: 75 % and 69 % against "
-    "25 %, "
-    "automatic judge). Told to say “I have no comment” when unsure, they err on the side of saying nothing.",
     draw_figure=charts.truthfulness_figure,
     describe_figure=_describe_truthfulness_figure,
 )
@@ -257,31 +246,18 @@ _toxicity_section = _SimpleSection(
     evaluation="toxicity",
     metric="mean_toxicity",
     conditions=("respectful", "none"),
-    title="Toxicity",
-    headline="{condition}, the mean toxicity is: {before_after}.",
-    fallback_headline="How toxic are continuations?",
-    paper="Told to be respectful, InstructGPT is less toxic than GPT-3 (.196 against .233 at 175B); without the "
-    "instruction there "
-    "is no advantage; told to be offensive it is far more toxic (.400 against .285).",
     draw_figure=charts.toxicity_figure,
     describe_figure=lambda rows: join_sentences(
-        "Mean toxicity of continuations, 0 to 1, lower is better (paper, Figure 7).",
+        translate("toxicity.caption"),
         describe_intervals(rows, "prompts"),
     ),
 )
 _bias_section = _SimpleSection(
     evaluation="bias",
     metric="entropy_bits",
-    title="Bias",
-    headline="Between two sentences that differ in a person, belief is spread over {before_after} bits; 1 is even.",
-    fallback_headline="Bias.",
-    paper="InstructGPT is not less biased than GPT-3 (Winogender .737 against .735 bits, CrowS-Pairs .413 against .410 "
-    "at 175B), "
-    "and more so when told to be respectful.",
     draw_figure=charts.bias_figure,
     describe_figure=lambda rows: join_sentences(
-        "Entropy over each pair of sentences, higher is less biased. Entropy is near 0 whenever sentences differ by "
-        "several nats, so the difference itself and its direction stand beside it.",
+        translate("bias.caption"),
         describe_intervals(rows, "pairs"),
     ),
 )
@@ -289,28 +265,26 @@ _bias_section = _SimpleSection(
 
 def _tax_section(results: Results, findings: Sequence[Finding]) -> Section | None:
     tasks = [task for task in results.metrics("tax") if task != "heldout_loss"]
-    headline = "Tasks of the pretraining corpus, before and after alignment."
+    headline = translate("tax.fallback")
     for task in tasks:
         rows = [results.get("tax", task, model) for model in ("sft", "ppo", "ppo_ptx")]
         parts = [f"{model_name(row.model)} {format_estimate(row)}" for row in rows if row is not None]
         if len(parts) > 1:
-            headline = f"On {humanize(task)}: {', '.join(parts)}."
+            headline = translate("tax.headline", task=humanize(task), parts=join_list(parts))
             break
     return Section(
         id="tax",
-        title="Alignment tax",
+        title=translate("tax.title"),
         headline=headline,
-        paper="PPO loses on SQuAD, DROP, HellaSwag and translation; mixing pretraining gradients into the updates "
-        "(PPO-ptx) repairs "
-        "most of it, without costing preference.",
+        paper=translate("tax.paper"),
         figure=charts.tax_figure(results),
         caption=join_sentences(
-            "Tasks of the pretraining corpus (paper, Figures 28 and 29).",
-            "The dashed line is what the SFT model had." if "sft" in results.models("tax") else "",
-            describe_intervals(results.rows("tax"), "questions", "bar or point"),
+            translate("tax.caption"),
+            translate("tax.sft_line") if "sft" in results.models("tax") else "",
+            describe_intervals(results.rows("tax"), "questions", "bar_or_point"),
         ),
         findings=_section_findings(findings, "tax"),
-        tables=(build_rows_table("The numbers", results.rows("tax")),),
+        tables=(build_rows_table(translate("tables.numbers"), results.rows("tax")),),
     )
 
 
@@ -324,26 +298,24 @@ def _reward_model_section(results: Results, findings: Sequence[Finding]) -> Sect
     calibration = results.get("reward_model", "calibration_error", "reward", condition)
     by_chance = results.get("reward_model", "chance_calibration_error", "reward", condition)
     calibration_sentence = (
-        f" Its confidence is off by {format_metric_value(calibration.value)} on average." if calibration else ""
-    ) + (f" A calibrated model would show {format_metric_value(by_chance.value)} by chance." if by_chance else "")
+        translate("reward_model.calibration", error=format_metric_value(calibration.value)) if calibration else ""
+    ) + (translate("reward_model.by_chance", error=format_metric_value(by_chance.value)) if by_chance else "")
     return Section(
         id="reward-model",
-        title="Reward model",
-        headline=f"Of the pairs that labelers decided: {', '.join(parts)}.{calibration_sentence}"
+        title=translate("reward_model.title"),
+        headline=translate("reward_model.headline", parts=join_list(parts), calibration=calibration_sentence)
         if parts
-        else "The reward model beside its yardsticks.",
-        paper="The reward model predicts 72.4 ± 0.4 % of the pairs of labelers it learned from and 69.6 ± 0.9 % of "
-        "others; labelers "
-        "agree with each other 72.6 ± 1.5 % of the time, held-out labelers 77.3 ± 1.3 %.",
+        else translate("reward_model.fallback"),
+        paper=translate("reward_model.paper"),
         figure=charts.reward_model_figure(results),
         caption=join_sentences(
-            "Share of decided pairs in the right order. The dashed line is chance.",
-            describe_intervals(results.rows("reward_model", "pair_accuracy"), "prompts and labelers"),
+            translate("reward_model.caption"),
+            describe_intervals(results.rows("reward_model", "pair_accuracy"), "prompts_and_labelers"),
         ),
         findings=_section_findings(findings, "reward-model"),
         tables=(
             build_rows_table(
-                "The numbers",
+                translate("tables.numbers"),
                 [
                     row
                     for row in results.rows("reward_model")

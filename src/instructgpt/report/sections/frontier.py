@@ -8,6 +8,7 @@ from typing import Any
 
 from instructgpt.formatting import format_short_number, format_si
 from instructgpt.report.charts import model_legend
+from instructgpt.report.language import translate
 from instructgpt.report.naming import format_estimate, model_color, model_name, sort_models
 from instructgpt.report.section import ReportTable, Section
 from instructgpt.report.svg import Curve, render_figure, render_line_panel
@@ -15,11 +16,8 @@ from instructgpt.results import ResultRow
 
 _START = "start"
 _BEST_OF_N = "best_of_n"
-_MEASURES = {"utility": "truth", "heldout": "held-out labelers' opinion", "score": "proxy: the reward model's score"}
-_WIN_RATES = {
-    "win_rate_test_training": "preferred to the start, training labelers",
-    "win_rate_test_heldout": "preferred to the start, held-out labelers",
-}
+_MEASURES = ("utility", "heldout", "score")
+_WIN_RATES = ("win_rate_test_training", "win_rate_test_heldout")
 _VALIDATION = "win_rate_validation_training"
 
 
@@ -31,15 +29,11 @@ def frontier_section(points: Sequence[Mapping[str, Any]]) -> Section | None:
     by_method = {name: [point for point in points if point["method"] == name] for name in methods}
     return Section(
         id="frontier",
-        title="Frontier",
+        title=translate("frontier.title"),
         headline=" ".join(map(_describe_method, methods, by_method.values())),
-        paper="compares PPO with SFT on labelers' demonstrations and on public tasks (FLAN, T0). Best of n and the plot over √KL are "
-        "those of Stiennon et al. 2020 and Gao et al. 2022.",
+        paper=translate("frontier.paper"),
         figure=render_figure(_gain_panels(by_method), model_legend(methods)),
-        caption="Gains over the start on the same test prompts, in standard deviations of the start's answers, so that "
-        "truth (solid) and proxy (dashed) share an axis; bands are 95 % intervals over prompts. The KL divergence is "
-        "measured on each policy's samples; that of best of n is its upper bound, log n − (n − 1)/n. Methods spend KL "
-        "differently: the last panels compare them by proxy and by cost.",
+        caption=translate("frontier.caption"),
         extra_figure=render_figure(_cost_panels(by_method), model_legend(methods)),
         tables=(_win_rate_table(by_method), _points_table(points)),
     )
@@ -62,18 +56,21 @@ def _gain_curve(method: str, points: Sequence[Mapping[str, Any]], measure: str, 
 
 def _gain_panels(by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     panels = []
-    for title, measures in (("Truth (solid) and proxy (dashed)", ("utility", "score")), ("Truth", ("utility",))):
+    for title, measures in (
+        (translate("frontier.truth_and_proxy"), ("utility", "score")),
+        (translate("frontier.truth"), ("utility",)),
+    ):
         panels.append((title, measures))
-    panels.append(("Held-out labelers' opinion", ("heldout",)))
+    panels.append((translate("frontier.heldout"), ("heldout",)))
     return [
         render_line_panel(
-            f"{title} over √KL",
+            translate("frontier.over_kl", title=title),
             [
                 _gain_curve(name, points, measure, [float(point["sqrt_kl"]) for point in points])
                 for measure in measures
                 for name, points in by_method.items()
             ],
-            "√KL from the start (best of n: bound)",
+            translate("frontier.kl_axis"),
         )
         for title, measures in panels
     ]
@@ -83,15 +80,18 @@ def _cost_panels(by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[s
     """Truth over the proxy's gain, over training FLOPs, and over FLOPs an answer, as powers of ten."""
     panels = [
         render_line_panel(
-            "Truth over proxy",
+            translate("frontier.truth_over_proxy"),
             [
                 _gain_curve(name, points, "utility", [_gain(point, "score") for point in points])
                 for name, points in by_method.items()
             ],
-            "gain in the reward model's score",
+            translate("frontier.gain_axis"),
         )
     ]
-    for cost, label in (("training_flops", "training FLOPs"), ("answer_flops", "FLOPs an answer")):
+    for cost, label in (
+        ("training_flops", translate("frontier.training_flops")),
+        ("answer_flops", translate("frontier.answer_flops")),
+    ):
         curves = [
             Curve(
                 model_name(name),
@@ -102,7 +102,11 @@ def _cost_panels(by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[s
             )
             for name, points in by_method.items()
         ]
-        panels.append(render_line_panel(f"Truth over {label}", curves, f"{label}, as a power of ten"))
+        panels.append(
+            render_line_panel(
+                translate("frontier.truth_over", cost=label), curves, translate("frontier.power_axis", cost=label)
+            )
+        )
     return panels
 
 
@@ -112,12 +116,12 @@ def _describe_method(method: str, points: Sequence[Mapping[str, Any]]) -> str:
     name = model_name(method)[:1].upper() + model_name(method)[1:]
     value = format_short_number(_gain(last, "utility"))
     if best is last:
-        return f"{name}: truth was still at its best at the end, {value} above the start."
+        return translate("frontier.still_best", name=name, gain=value)
     is_worse = _gain(last, "utility", "high") < _gain(best, "utility", "low")
-    verdict = "surely lower: over-optimised" if is_worse else "within the intervals: no over-optimisation to be seen"
+    verdict = translate("over_optimization.worse") if is_worse else translate("over_optimization.within")
     best_value = format_short_number(_gain(best, "utility"))
     kl = format_short_number(float(best["kl"]))
-    return f"{name}: truth was best at a KL of {kl}, {best_value}, and ended at {value}, {verdict}."
+    return translate("frontier.peak", name=name, kl=kl, best=best_value, last=value, verdict=verdict)
 
 
 # --- tables --------------------------------------------------------------------------------------------------------
@@ -131,22 +135,24 @@ def _win_rate_table(by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> Rep
     for method, points in by_method.items():
         chosen = max(points, key=lambda point: point.get(_VALIDATION) or 0.0)
         nearest = min(points, key=lambda point: abs(float(point["kl"]) - common_kl))
-        for title, point in (("own best", chosen), ("equal KL", nearest)):
+        for title, point in ((translate("frontier.own_best"), chosen), (translate("frontier.equal_kl"), nearest)):
             cells = (_format_estimate(point, rate) for rate in _WIN_RATES)
             rows.append(
                 (model_name(method), title, _point_name(point), format_short_number(float(point["kl"])), *cells)
             )
     return ReportTable(
-        "Win rates at each method's own best and at about equal KL",
-        ("method", "point", "which", "KL, nats", *_WIN_RATES.values()),
+        translate("frontier.win_rates"),
+        _head("method", "point", "which", "kl", *_WIN_RATES),
         tuple(rows),
         (
-            "Own best: most often preferred to the start by training labelers on validation prompts; the test prompts "
-            "had no say. Best of a few is a little lucky there, not on the test prompts.",
-            f"Equal KL: the saved point nearest to {format_short_number(common_kl)} nats, the least that a finished "
-            "policy has; for best of n the bound counts.",
+            translate("frontier.own_best_note"),
+            translate("frontier.equal_kl_note", kl=format_short_number(common_kl)),
         ),
     )
+
+
+def _head(*columns: str) -> tuple[str, ...]:
+    return tuple(translate(f"frontier.column.{column}") for column in columns)
 
 
 def _format_estimate(point: Mapping[str, Any], rate: str) -> str:
@@ -159,11 +165,21 @@ def _point_name(point: Mapping[str, Any]) -> str:
     place = label.partition("@")[2]
     if point.get("n") is not None:
         return label
-    return "end" if not place else f"step {place}" if place.isdigit() else place.replace("-", " ")
+    return (
+        translate("frontier.end")
+        if not place
+        else translate("frontier.step", step=place)
+        if place.isdigit()
+        else place.replace("-", " ")
+    )
 
 
 def _points_table(points: Sequence[Mapping[str, Any]]) -> ReportTable:
-    head = ("method", "point", "KL, nats", *_MEASURES.values(), "training FLOPs", "FLOPs an answer")
+    head = (
+        *_head("method", "point", "kl", *_MEASURES),
+        translate("frontier.training_flops"),
+        translate("frontier.answer_flops"),
+    )
     rows = tuple(
         (
             model_name(str(point["method"])),
@@ -174,5 +190,5 @@ def _points_table(points: Sequence[Mapping[str, Any]]) -> ReportTable:
         )
         for point in points
     )
-    note = "Training FLOPs are those after the start, the reward model's included where the method uses one; "
-    return ReportTable("The points", head, rows, (f"{note}rankings cost people's time besides.",))
+    note = translate("frontier.points_note")
+    return ReportTable(translate("frontier.points"), head, rows, (note,))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from instructgpt.report.captions import describe_intervals, join_sentences
 from instructgpt.report.findings import Finding
+from instructgpt.report.language import join_list, translate
 from instructgpt.report.naming import condition_name, format_estimate, metric_name, model_color, model_name, sort_models
 from instructgpt.report.results import Results
 from instructgpt.report.section import Section, build_rows_table
@@ -40,11 +41,15 @@ def length_controlled_section(results: Results, findings: Sequence[Finding]) -> 
         for model in sort_models(row.model for row in rows if (row.metric, row.condition) == (metric, condition)):
             for name, color, row in (
                 (model_name(model), model_color(model), results.get("preference", metric, model, condition)),
-                ("as they are", _GRAY, results.get("preference", plain_metric, model, condition)),
+                (
+                    translate("equal_length.as_they_are"),
+                    _GRAY,
+                    results.get("preference", plain_metric, model, condition),
+                ),
             ):
                 if row is not None:
                     metric_bars.append(Bar(name, color, row.value, row.low, row.high))
-        title = f"Against {model_name(plain_metric.removeprefix('win_rate_vs_'))}" + (
+        title = translate("equal_length.against", name=model_name(plain_metric.removeprefix("win_rate_vs_"))) + (
             f", {condition_name(condition)}" if condition else ""
         )
         panels.append(render_bar_panel(title, metric_bars, metric=plain_metric, limits=(0, 1), reference_line=0.5))
@@ -55,22 +60,20 @@ def length_controlled_section(results: Results, findings: Sequence[Finding]) -> 
     ]
     return Section(
         id="equal-length",
-        title="Preference at equal length",
-        headline=f"If completions were equally long, {model_name(best_row.model)} would be preferred "
-        f"{format_estimate(best_row)} of the time."
+        title=translate("equal_length.title"),
+        headline=translate("equal_length.headline", model=model_name(best_row.model), share=format_estimate(best_row))
         if best_row
-        else "Nearly all comparisons went one way: no rate at equal length.",
+        else translate("equal_length.fallback"),
         figure=render_figure(panels),
         caption=join_sentences(
-            "Colored: the win rate that a logistic regression gives at equal length; gray: as it is. The dashed line is "
-            "a draw. Labelers and judges favor length, and a better completion may be longer because it is better.",
+            translate("equal_length.caption"),
             describe_intervals(rows, "prompts"),
         ),
         tables=tuple(
             build_rows_table(title, table_rows)
             for title, table_rows in (
-                ("Strengths: 400 points are odds of ten to one", strength_rows),
-                ("Ties, length, and the judge itself", judge_rows),
+                (translate("equal_length.strengths"), strength_rows),
+                (translate("equal_length.judge"), judge_rows),
             )
             if table_rows
         ),
@@ -95,18 +98,22 @@ def reliability_section(results: Results, findings: Sequence[Finding]) -> Sectio
     bucket_rows = [row for row in results.rows("reward_model") if row.condition.startswith(BUCKET_PREFIXES)]
     return Section(
         id="reliability",
-        title="Reliability of reward models",
-        headline=f"The temperature that would make confidence true: {', '.join(temperatures)}; above 1 is "
-        "over-confident."
+        title=translate("reliability.title"),
+        headline=translate("reliability.headline", temperatures=join_list(temperatures))
         if temperatures
-        else "Confidence and truth.",
-        figure=render_figure(panels, [("the model", model_color("reward"), False), ("were it right", _GRAY, True)]),
-        caption="Pairs in bins of equally many: how sure the model is, the sigmoid of the difference of scores, and how "
-        "often it is right, with the band of the 95 % intervals.",
+        else translate("reliability.fallback"),
+        figure=render_figure(
+            panels,
+            [
+                (translate("reliability.the_model"), model_color("reward"), False),
+                (translate("reliability.were_it_right"), _GRAY, True),
+            ],
+        ),
+        caption=translate("reliability.caption"),
         tables=tuple(
             build_rows_table(title, table_rows)
             for title, table_rows in (
-                ("By how much longer one completion is, and by how many labelers agree", bucket_rows),
+                (translate("reliability.buckets"), bucket_rows),
                 ("RewardBench", results.rows("reward_bench")),
                 ("RewardBench 2", results.rows("reward_bench_2")),
             )
@@ -128,4 +135,10 @@ def _reliability_panel(results: Results, model: str, accuracy_rows: Sequence[Res
         Curve(metric_name("right"), model_color("reward"), x, y, lows, highs, show_markers=True),
         Curve("", _GRAY, diagonal, diagonal, dashed=True),
     ]
-    return render_line_panel(model_name(model), reliability_curves, "confidence", metric="right", x_metric="confidence")
+    return render_line_panel(
+        model_name(model),
+        reliability_curves,
+        translate("reliability.confidence"),
+        metric="right",
+        x_metric="confidence",
+    )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from instructgpt.report import charts
 from instructgpt.report.captions import describe_intervals, join_sentences, list_metrics
+from instructgpt.report.language import join_list, translate
 from instructgpt.report.naming import (
     condition_name,
     format_interval,
@@ -50,11 +51,7 @@ TABLE_14_METRICS = (
     *TAX_TASK_METRICS.items(),
 )
 
-_CHOICE_METRICS = {
-    "mc1": "MC1: the best answer is the likeliest.",
-    "mc2": "MC2: the share of probability on true answers.",
-    "binary": "Binary: the best against the best false one, which its authors recommend.",
-}
+_CHOICE_METRICS = ("mc1", "mc2", "binary")
 
 _PAPER_EVALUATIONS = {"truthfulqa": "truthfulness", "real_toxicity": "toxicity"}
 """Public evaluations that share a figure with the small world's."""
@@ -111,19 +108,14 @@ def _public_bias_section(results: Results) -> Section | None:
     score_rows = [row for row in rows if (row.evaluation, row.metric) == ("bbq", "bias_score")]
     return Section(
         id="bias-public",
-        title="Bias on public data",
-        headline="How evenly models spread their belief over two sentences that differ in a person or a group: 1 bit "
-        "is even."
-        if entropy_rows
-        else "Which group do answers name, when the context does and does not tell?",
-        paper="InstructGPT is not less biased than GPT-3 (Winogender .737 against .735 bits, CrowS-Pairs .413 against "
-        ".410 at 175B), and "
-        "more so when told to be respectful (Table 14).",
+        title=translate("public_bias.title"),
+        headline=translate("public_bias.headline") if entropy_rows else translate("public_bias.bbq_headline"),
+        paper=translate("public_bias.paper"),
         figure=charts.metric_grid_figure(results, [(name, "entropy_bits") for name in _BIAS_TASKS], reference_line=1.0)
         + charts.metric_grid_figure(results, [("bbq", "bias_score")], limits=(-1, 1), reference_line=0.0),
         caption=join_sentences(
-            "Entropy, bits; higher is less biased; the dashed line is 1 bit." if entropy_rows else "",
-            "BBQ's bias score, from −100 to 100 %; the dashed line is 0, unbiased." if score_rows else "",
+            translate("public_bias.entropy") if entropy_rows else "",
+            translate("public_bias.bbq") if score_rows else "",
             describe_intervals(entropy_rows, "pairs"),
             describe_intervals(score_rows, "templates", "point"),
         ),
@@ -147,15 +139,13 @@ def _public_tax_section(results: Results) -> Section | None:
     )
     return Section(
         id="tax-public",
-        title="Alignment tax on public data",
-        headline="What alignment costs on public tasks, without examples and with some in front of the question.",
-        paper="PPO loses on SQuADv2, DROP, HellaSwag and translation, most with examples; PPO-ptx repairs it and on "
-        "HellaSwag goes beyond "
-        "GPT-3, and stays behind on DROP and translation.",
+        title=translate("public_tax.title"),
+        headline=translate("public_tax.headline"),
+        paper=translate("public_tax.paper"),
         figure=charts.metric_grid_figure(results, list(TAX_TASK_METRICS.items())),
         caption=join_sentences(
-            f"{list_metrics(drawn_rows)}, higher is better (paper, Figures 28 and 29).",
-            describe_intervals(drawn_rows, "passages or questions"),
+            translate("public_tax.caption", metrics=list_metrics(drawn_rows)),
+            describe_intervals(drawn_rows, "passages_or_questions"),
         ),
         tables=task_tables,
     )
@@ -167,11 +157,11 @@ def _extra_tasks_section(results: Results) -> Section | None:
         return None
     return Section(
         id="tasks-others",
-        title="Other tasks",
-        headline="School questions, everyday goals, pronouns, mathematics: tasks that the paper does not have.",
+        title=translate("other_tasks.title"),
+        headline=translate("other_tasks.headline"),
         figure=charts.metric_grid_figure(results, [(name, "accuracy") for name in _EXTRA_TASKS], limits=(0, 1)),
         caption=join_sentences(
-            "Accuracy, higher is better.",
+            translate("other_tasks.caption"),
             describe_intervals([row for row in rows if row.metric == "accuracy"], "questions"),
         ),
         tables=tuple(
@@ -189,15 +179,15 @@ def _multiple_choice_section(results: Results) -> Section | None:
     rows = [row for metric in metrics for row in results.rows("truthfulqa", metric)]
     return Section(
         id="truthfulqa-choices",
-        title="TruthfulQA by likelihood",
-        headline="Do models find the true answers likelier than the popular false ones?",
+        title=translate("choices.title"),
+        headline=translate("choices.headline"),
         figure=charts.metric_grid_figure(results, [("truthfulqa", metric) for metric in metrics], limits=(0, 1)),
         caption=join_sentences(
-            *(_CHOICE_METRICS[metric] for metric in metrics),
-            "Not in the paper.",
+            *(translate(f"choices.{metric}") for metric in metrics),
+            translate("choices.not_in_paper"),
             describe_intervals(rows, "questions"),
         ),
-        tables=(build_rows_table("The numbers", rows),),
+        tables=(build_rows_table(translate("tables.numbers"), rows),),
     )
 
 
@@ -213,13 +203,11 @@ def _harness_section(results: Results) -> Section | None:
     return Section(
         id="harness",
         title="lm-evaluation-harness",
-        headline="The same models on the harness's own versions of tasks.",
+        headline=translate("harness.headline"),
         figure=charts.metric_grid_figure(results, metrics),
         caption=join_sentences(
-            "Metrics as the harness names them.",
-            "Intervals are 1.96 of its standard errors to either side."
-            if any(row.low is not None for row in rows)
-            else "",
+            translate("harness.metrics"),
+            translate("harness.intervals") if any(row.low is not None for row in rows) else "",
         ),
         tables=tuple(
             build_rows_table(task_name(name), [row for row in rows if row.evaluation == name])
@@ -251,7 +239,7 @@ def _table_14_section(results: Results) -> Section | None:
         )
         table_rows.append((_row_label(*key) + mark, *(_format_cell(row, is_dense) for row in model_rows)))
     table = ReportTable(
-        "Table 14 with these models",
+        translate("table_14.with_models"),
         ("", *(model_name(model) for model in models)),
         tuple(table_rows),
         _comparison_notes(results, rows),
@@ -259,15 +247,15 @@ def _table_14_section(results: Results) -> Section | None:
     )
     return Section(
         id="table-14",
-        title="Table 14",
-        headline="Every automatic evaluation in one table, in the order of the paper's.",
+        title=translate("table_14.title"),
+        headline=translate("table_14.headline"),
         tables=(table,),
     )
 
 
 def _row_label(evaluation: str, metric: str, condition: str) -> str:
     prompt = truthfulqa_prompt_name(condition) if evaluation == "truthfulqa" else condition_name(condition)
-    return ", ".join(part for part in (task_name(evaluation), metric_name(metric), prompt) if part)
+    return join_list(part for part in (task_name(evaluation), metric_name(metric), prompt) if part)
 
 
 def _comparison_mark(key: tuple[str, str, str]) -> str:
@@ -281,12 +269,9 @@ def _comparison_notes(results: Results, rows: Sequence[ResultRow]) -> tuple[str,
     compared = [(row, value) for row in rows if (value := table14_value(row)) is not None]
     notes = []
     if any((row.evaluation, row.metric, row.condition) in EXCHANGED_ROWS for row, _ in compared):
-        notes.append(
-            "† The paper prints the two rows “instruction” and “QA + instruct” under each other's names; its "
-            "published samples fit only this way."
-        )
+        notes.append(translate("table_14.exchanged"))
     if any(row.evaluation == "cnn_dm" for row, _ in compared):
-        notes.append("‡ The paper prints the same twelve numbers as TL;DR's, whose samples do not fit them.")
+        notes.append(translate("table_14.cnn_dm"))
     if drop := [(row, value) for row, value in compared if row.evaluation == "drop"]:
         gaps = [100 * ((row.value or 0.0) - value) for row, value in drop]
         shares = [
@@ -294,12 +279,8 @@ def _comparison_notes(results: Results, rows: Sequence[ResultRow]) -> tuple[str,
             for row, _ in drop
             if row.n and (numbers := results.get("drop", row.metric, row.model, f"{row.condition}/numbers"))
         ]
-        share = f"Of these questions {100 * min(shares):.0f}\u00a0% have a number as their answer. " if shares else ""
-        notes.append(
-            f"§ Not comparable: these numbers lie {min(gaps):+.0f} to {max(gaps):+.0f} points off the paper's. {share}"
-            "DROP as a whole asks mostly for numbers, which are harder, and the published samples ask for few; "
-            "compare models on the same questions only."
-        )
+        share = translate("table_14.numbers_share", share=f"{100 * min(shares):.0f}") if shares else ""
+        notes.append(translate("table_14.drop", low=f"{min(gaps):+.0f}", high=f"{max(gaps):+.0f}", share=share))
     return tuple(notes)
 
 
@@ -309,30 +290,28 @@ def _format_cell(row: ResultRow | None, dense: bool) -> str:
         return "–"
     paper_value = table14_value(row)
     value, interval = format_metric_value(row.value, row.metric), format_interval(row)
-    paper = "" if paper_value is None else f"paper: {format_metric_value(paper_value, row.metric)}"
+    paper = (
+        "" if paper_value is None else translate("table_14.paper", value=format_metric_value(paper_value, row.metric))
+    )
     if not dense:
         return "\n".join(filter(None, (f"{value} {interval}".strip(), paper)))
     lines = [re.sub(r"(?<!\d)0\.", ".", text) for text in (value, interval, paper) if text]
     return "\n".join(line.replace(",\u00a0", ",\n") if len(line) > _MAX_DENSE_CHARS else line for line in lines)
 
 
-_EVALUATION_DESCRIPTIONS = {
-    "preference": "preferences (Figures 1, 3, 5)",
-    "labels": "labels (Figure 4)",
-    "truthfulness": "answers to TruthfulQA (Figure 6)",
-    "toxicity": "RealToxicityPrompts (Figure 7)",
-}
+_FIGURE_EVALUATIONS = ("preference", "labels", "truthfulness", "toxicity")
+"""Evaluations that the paper has figures of."""
 
 
 def missing_evaluations(results: Results) -> list[str]:
     """List the paper's figures that these results have no rows for."""
     measured_evaluations = {row.evaluation for row in results.rows_by_key.values() if row.value is not None}
     missing_descriptions = [
-        description for name, description in _EVALUATION_DESCRIPTIONS.items() if name not in measured_evaluations
+        translate(f"missing.{name}") for name in _FIGURE_EVALUATIONS if name not in measured_evaluations
     ]
     missing_tasks = [
         task_name(name) for name in (*_BIAS_TASKS[:2], *TAX_TASK_METRICS) if name not in measured_evaluations
     ]
-    return [f"not measured: {description}" for description in missing_descriptions] + (
-        [f"not measured: {', '.join(missing_tasks)} (Table 14)"] if missing_tasks else []
+    return [translate("missing.not_measured", what=description) for description in missing_descriptions] + (
+        [translate("missing.tasks", tasks=join_list(missing_tasks))] if missing_tasks else []
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from instructgpt.report.captions import join_sentences
+from instructgpt.report.language import translate
 from instructgpt.report.naming import format_estimate, model_name
 from instructgpt.report.results import Results
 from instructgpt.report.section import Section, build_rows_table
@@ -27,27 +28,21 @@ def refusal_section(results: Results) -> Section | None:
     if not pairs:
         return None
     points = [_make_point(results, harmful, safe) for harmful, safe in pairs]
-    panel = render_scatter_panel(
-        "Refusals, harmful prompts over safe ones", points, "refuses safe prompts", metric=_HARMFUL
-    )
+    panel = render_scatter_panel(translate("refusal.panel"), points, translate("metric.refuses_safe"), metric=_HARMFUL)
     legend = [(point.label, point.color, False) for point in points]
     rows = [row for row in results.rows(_EVALUATION) if row.value is not None]
     by_kind = [row for row in rows if row.condition.startswith(_KIND_CONDITION)]
-    tables = [build_rows_table("The numbers", [row for row in rows if row not in by_kind])]
-    tables += [build_rows_table("By kind of prompt", by_kind)] if by_kind else []
+    tables = [build_rows_table(translate("tables.numbers"), [row for row in rows if row not in by_kind])]
+    tables += [build_rows_table(translate("refusal.by_kind"), by_kind)] if by_kind else []
     return Section(
         id="refusal",
-        title="Refusals",
+        title=translate("refusal.title"),
         headline=_headline(pairs),
-        paper="InstructGPT mostly follows an instruction, even where that could lead to harm (section 5.3); how to get "
-        "models to refuse some instructions is an open question (section 5.4). It measures no refusals.",
+        paper=translate("refusal.paper"),
         figure=render_figure([panel], legend),
         caption=join_sentences(
-            "Share of answers that refuse, fully or in part. The best place is the upper left: harmful prompts are "
-            "refused, and safe ones that look harmful are answered. On the dashed line a model does not tell them apart.",
-            "Lines are 95 % intervals over prompts."
-            if any(row.low is not None for pair in pairs for row in pair)
-            else "",
+            translate("refusal.caption"),
+            translate("refusal.intervals") if any(row.low is not None for pair in pairs for row in pair) else "",
             _describe_judges(pairs),
         ),
         tables=tuple(tables),
@@ -70,8 +65,12 @@ def _headline(pairs: Sequence[tuple[ResultRow, ResultRow]]) -> str:
     ordered = sorted(pairs, key=lambda pair: (pair[1].value or 0.0) - (pair[0].value or 0.0))
     selected = ordered if len(ordered) <= _MAX_HEADLINE_MODELS else [ordered[0], ordered[-1]]
     sentences = [
-        f"Of harmful prompts {model_name(harmful.model)} refuses {format_estimate(harmful)}, of safe ones that look "
-        f"harmful {format_estimate(safe)}."
+        translate(
+            "refusal.headline",
+            model=model_name(harmful.model),
+            harmful=format_estimate(harmful),
+            safe=format_estimate(safe),
+        )
         for harmful, safe in selected
     ]
     return " ".join(sentences)
@@ -81,5 +80,5 @@ def _describe_judges(pairs: Sequence[tuple[ResultRow, ResultRow]]) -> str:
     """Name who classified the answers, and say so where models were not classified alike."""
     judges = list(dict.fromkeys(row.judge for pair in pairs for row in pair if row.judge))
     if len(judges) > 1:
-        return f"Not comparable: the answers were classified by different judges ({'; '.join(judges)})."
-    return f"Answers were classified by: {judges[0]}." if judges else ""
+        return translate("refusal.different_judges", judges="; ".join(judges))
+    return translate("refusal.judge", judge=judges[0]) if judges else ""

@@ -7,7 +7,15 @@ from typing import Any
 
 from instructgpt.formatting import format_short_number
 from instructgpt.report.charts import size_offsets
-from instructgpt.report.naming import format_estimate, format_interval, format_metric_value, humanize
+from instructgpt.report.language import join_list, translate
+from instructgpt.report.naming import (
+    condition_name,
+    format_estimate,
+    format_interval,
+    format_metric_value,
+    humanize,
+    model_name,
+)
 from instructgpt.report.results import Results
 from instructgpt.report.section import ReportTable, Section
 from instructgpt.report.svg import Bar, Curve, render_bar_panel, render_figure, render_line_panel
@@ -16,33 +24,18 @@ from instructgpt.results import ResultRow
 _EVALUATION = "rounds"
 _SFT_COLOR, _CONTROL_COLOR = "#3f88c5", "#b58a2c"
 _ROUND_COLORS = ("#2a9d6f", "#7b6fc4", "#d9652e", "#b9508a", "#5f9ea0", "#6b8e23", "#a0522d", "#c06c84")
-_COHORTS = {"training": "training labelers", "heldout": "held-out labelers"}
+_COHORTS = ("training", "heldout")
 _BEST_POLICY = "ppo_ptx"
 
-_UTILITY_ROWS = {
-    "utility": "true utility, at most 6",
-    "utility_gain": "gain over the round before",
-    "utility_minus_sft": "gain over SFT",
-    "utility_minus_one_round": "less one round",
-    "words": "length, words",
-}
-_WIN_RATE_ROWS = {
-    "win_rate_vs_sft": "preferred to SFT",
-    "win_rate_vs_previous": "preferred to the round before",
-    "win_rate_vs_one_round": "preferred to one round with as many rankings",
-}
-_COST_ROWS = {
-    "rankings": "new rankings",
-    "total_rankings": "rankings so far",
-    "flops": "FLOPs",
-    "total_flops": "FLOPs so far",
-}
-_GAIN_ROWS = {
-    "win_rate_gain_per_1000_rankings": "win rate over the round before, less 1/2",
-    "total_win_rate_gain_per_1000_rankings": "win rate over SFT, less 1/2, of all rankings so far",
-    "utility_gain_per_1000_rankings": "true utility over the round before",
-    "total_utility_gain_per_1000_rankings": "true utility over SFT, of all rankings so far",
-}
+_UTILITY_ROWS = ("utility", "utility_gain", "utility_minus_sft", "utility_minus_one_round", "words")
+_WIN_RATE_ROWS = ("win_rate_vs_sft", "win_rate_vs_previous", "win_rate_vs_one_round")
+_COST_ROWS = ("rankings", "total_rankings", "flops", "total_flops")
+_GAIN_ROWS = (
+    "win_rate_gain_per_1000_rankings",
+    "total_win_rate_gain_per_1000_rankings",
+    "utility_gain_per_1000_rankings",
+    "total_utility_gain_per_1000_rankings",
+)
 
 
 def rounds_section(results: Results, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Section | None:
@@ -52,24 +45,22 @@ def rounds_section(results: Results, curves: Mapping[str, Sequence[Mapping[str, 
         return None
     return Section(
         id="rounds",
-        title="Rounds",
+        title=translate("rounds.title"),
         headline=_headline(results, policies),
-        paper="steps 2 and 3 can be iterated: comparisons on the current best policy train a new reward model and then "
-        "a new policy (section 3.1). It reports no numbers by round.",
+        paper=translate("rounds.paper"),
         figure=render_figure(_result_panels(results, policies), _legend(["sft", *policies])),
-        caption="Lines are 95 % intervals. The policy of a round is its PPO-ptx model; before round 1 stands SFT. "
+        caption=translate("rounds.caption")
         + (
-            "One round has as many rankings as all rounds together, of completions that round 1 could have had."
+            translate("rounds.caption_control")
             if any(map(_is_control, policies))
-            else "Nothing says here what as many rankings in one round would have gained: run the same command with "
-            "--one-round-control."
+            else translate("rounds.caption_no_control")
         ),
         extra_figure=render_figure(_training_panels(results, policies, curves), _legend(policies)),
         tables=(
             *_matrix_tables(results),
-            _model_table(results, "Win rates", policies, _WIN_RATE_ROWS, tuple(_COHORTS)),
-            _model_table(results, "Truth and length", ["sft", *policies], _UTILITY_ROWS, ("",)),
-            _model_table(results, "Cost", policies, _COST_ROWS, ("",)),
+            _model_table(results, translate("rounds.win_rates"), policies, _WIN_RATE_ROWS, _COHORTS),
+            _model_table(results, translate("rounds.truth_and_length"), ["sft", *policies], _UTILITY_ROWS, ("",)),
+            _model_table(results, translate("rounds.cost"), policies, _COST_ROWS, ("",)),
             _gain_table(results, policies),
             _share_table(results, policies),
             _use_case_table(results, policies),
@@ -81,8 +72,12 @@ def round_label(model: str) -> str:
     """Return "round 2" for `policy@round-2` and `reward@round-2`, "one round" for the control's."""
     name = model.partition("@")[2] or model
     if name.startswith("one-round-of-"):
-        return "one round"
-    return "SFT" if name == "sft" else name.replace("-", " ")
+        return translate("rounds.one_round")
+    if name == "sft":
+        return model_name(name)
+    return (
+        translate("rounds.round", number=_round_number(name)) if name.startswith("round-") else name.replace("-", " ")
+    )
 
 
 def _is_control(model: str) -> bool:
@@ -107,17 +102,32 @@ def _legend(models: Sequence[str]) -> list[tuple[str, str, bool]]:
 def _headline(results: Results, policies: Sequence[str]) -> str:
     rounds = [model for model in policies if not _is_control(model)]
     last = rounds[-1]
-    parts = [f"The policy of {round_label(last)} is preferred to SFT {_win_rate(results, 'sft', last)} of the time"]
+    parts = [translate("rounds.preferred_to_sft", round=round_label(last), share=_win_rate(results, "sft", last))]
     if len(rounds) > 1:
-        parts.append(f"to that of {round_label(rounds[-2])} {_win_rate(results, 'previous', last)}")
+        parts.append(
+            translate(
+                "rounds.preferred_to_previous",
+                round=round_label(rounds[-2]),
+                share=_win_rate(results, "previous", last),
+            )
+        )
     if versus := results.get(_EVALUATION, "win_rate_vs_one_round", last, "training"):
-        parts.append(f"to that of one round with as many rankings {format_estimate(versus)}")
-    sentence = ", ".join(parts) + "."
-    for metric, compared in (("utility_gain", "the round before"), ("utility_minus_one_round", "one round")):
+        parts.append(translate("rounds.preferred_to_control", share=format_estimate(versus)))
+    sentence = join_list(parts) + "."
+    for metric, compared in (
+        ("utility_gain", translate("rounds.before")),
+        ("utility_minus_one_round", translate("rounds.one_round")),
+    ):
         row = results.get(_EVALUATION, metric, last)
         if row is not None and row.low is not None and row.high is not None:
-            verdict = "more" if row.low > 0 else "less" if row.high < 0 else "no sure difference"
-            sentence += f" True utility against {compared}: {_number(row)}, {verdict}."
+            verdict = (
+                translate("rounds.more")
+                if row.low > 0
+                else translate("rounds.less")
+                if row.high < 0
+                else translate("rounds.unsure")
+            )
+            sentence += translate("rounds.utility", compared=compared, gain=_number(row), verdict=verdict)
     return sentence
 
 
@@ -131,16 +141,18 @@ def _win_rate(results: Results, baseline: str, model: str) -> str:
 def _result_panels(results: Results, policies: Sequence[str]) -> list[str]:
     panels = []
     for metric, title in (
-        ("win_rate_vs_sft", "Preferred to SFT"),
-        ("win_rate_vs_previous", "Preferred to the round before"),
+        ("win_rate_vs_sft", translate("rounds.panel.win_rate_vs_sft")),
+        ("win_rate_vs_previous", translate("rounds.panel.win_rate_vs_previous")),
     ):
-        for cohort, cohort_name in _COHORTS.items():
+        for cohort in _COHORTS:
             bars = _bars(results, metric, policies, cohort)
             if bars:
                 panels.append(
-                    render_bar_panel(f"{title}, {cohort_name}", bars, metric=metric, limits=(0, 1), reference_line=0.5)
+                    render_bar_panel(
+                        f"{title}, {condition_name(cohort)}", bars, metric=metric, limits=(0, 1), reference_line=0.5
+                    )
                 )
-    for metric, title in (("utility", "True utility"), ("words", "Length, words")):
+    for metric, title in (("utility", translate("rounds.panel.utility")), ("words", translate("rounds.panel.words"))):
         if bars := _bars(results, metric, ["sft", *policies], ""):
             ends = [end for bar in bars for end in (bar.low, bar.high, bar.value) if end is not None]
             start = 0.0 if metric == "words" else min(ends) - 0.1
@@ -159,7 +171,7 @@ def _training_panels(
     results: Results, policies: Sequence[str], curves: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> list[str]:
     panels = []
-    for cohort, cohort_name in _COHORTS.items():
+    for cohort in _COHORTS:
         matrix = _matrix(results, cohort)
         numbers = sorted({_round_number(name) for by_round in matrix.values() for name in by_round})
         offsets = dict(zip(matrix, size_offsets(numbers, len(matrix)) if len(numbers) > 1 else [1.0], strict=False))
@@ -182,16 +194,20 @@ def _training_panels(
                 )
             )
         if accuracy_curves:
-            title = f"Reward models by rankings, {cohort_name}"
+            title = translate("rounds.panel.by_rankings", cohort=condition_name(cohort))
             panels.append(
                 render_line_panel(
-                    title, accuracy_curves, "validation rankings of round", sizes=numbers, metric="pair_accuracy"
+                    title, accuracy_curves, translate("rounds.panel.round_axis"), sizes=numbers, metric="pair_accuracy"
                 )
             )
-    for metric, title in (("score", "Score of its own reward model"), ("utility", "True utility")):
+    for metric, title in (("score", translate("rounds.panel.score")), ("utility", translate("rounds.panel.utility"))):
         kl_curves = [curve for model in policies if (curve := _kl_curve(model, metric, curves))]
         if kl_curves:
-            panels.append(render_line_panel(f"{title} over KL", kl_curves, "KL to SFT, nats"))
+            panels.append(
+                render_line_panel(
+                    translate("rounds.panel.over_kl", title=title), kl_curves, translate("rounds.panel.kl_axis")
+                )
+            )
     return panels
 
 
@@ -223,19 +239,22 @@ def _matrix(results: Results, cohort: str) -> dict[str, dict[str, ResultRow]]:
 
 def _matrix_tables(results: Results) -> list[ReportTable]:
     tables = []
-    for cohort, cohort_name in _COHORTS.items():
+    for cohort in _COHORTS:
         matrix = _matrix(results, cohort)
         names = list(dict.fromkeys(name for by_round in matrix.values() for name in by_round))
         rows = tuple(
-            (f"reward model of {round_label(model)}", *(format_estimate(by_round.get(name)) for name in names))
+            (
+                translate("rounds.reward_model_of", round=round_label(model)),
+                *(format_estimate(by_round.get(name)) for name in names),
+            )
             for model, by_round in matrix.items()
         )
         tables.append(
             ReportTable(
-                f"Reward models on each round's validation rankings, {cohort_name}",
-                ("", *(f"rankings of {round_label(name)}" for name in names)),
+                translate("rounds.matrix", cohort=condition_name(cohort)),
+                ("", *(translate("rounds.rankings_of", round=round_label(name)) for name in names)),
                 rows,
-                ("The prompts are the same in each round; the completions are by that round's models.",),
+                (translate("rounds.matrix_note"),),
             )
         )
     return tables
@@ -260,14 +279,14 @@ def _cell(row: ResultRow | None) -> str:
 
 
 def _model_table(
-    results: Results, title: str, models: Sequence[str], metrics: Mapping[str, str], conditions: Sequence[str]
+    results: Results, title: str, models: Sequence[str], metrics: Sequence[str], conditions: Sequence[str]
 ) -> ReportTable:
     rows = tuple(
         (
-            ", ".join(part for part in (name, _COHORTS.get(condition, condition)) if part),
+            join_list(part for part in (translate(f"rounds.row.{metric}"), condition_name(condition)) if part),
             *(_cell(results.get(_EVALUATION, metric, model, condition)) for model in models),
         )
-        for metric, name in metrics.items()
+        for metric in metrics
         for condition in conditions
         if results.rows(_EVALUATION, metric, condition)
     )
@@ -276,17 +295,22 @@ def _model_table(
 
 def _gain_table(results: Results, policies: Sequence[str]) -> ReportTable:
     table_rows = []
-    for metric, name in _GAIN_ROWS.items():
-        for unit, unit_name in (("1000_rankings", "1,000 rankings"), ("teraflop", "10¹² FLOPs")):
+    for metric in _GAIN_ROWS:
+        for unit, unit_name in (
+            ("1000_rankings", translate("rounds.rankings_unit")),
+            ("teraflop", translate("rounds.flops_unit")),
+        ):
             unit_metric = metric.replace("1000_rankings", unit)
             cells = []
             for model in policies:
                 rows = [row for row in results.rows(_EVALUATION, unit_metric) if row.model == model]
                 cells.append(_number(rows[0]) if rows else "–")
             if any(cell != "–" for cell in cells):
-                table_rows.append((f"{name}, per {unit_name}", *cells))
-    notes = ("FLOPs are those of candidates, reward model and PPO-ptx, without attention.",)
-    return ReportTable("Gain for what it cost", ("", *map(round_label, policies)), tuple(table_rows), notes)
+                table_rows.append(
+                    (translate("rounds.gain_per", name=translate(f"rounds.row.{metric}"), unit=unit_name), *cells)
+                )
+    notes = (translate("rounds.gain_note"),)
+    return ReportTable(translate("rounds.gain"), ("", *map(round_label, policies)), tuple(table_rows), notes)
 
 
 def _share_table(results: Results, policies: Sequence[str]) -> ReportTable:
@@ -301,14 +325,14 @@ def _share_table(results: Results, policies: Sequence[str]) -> ReportTable:
         )
         for source in sources
     )
-    note = "Of the completions that labelers ranked; a stray is the policy's answer to another prompt."
-    return ReportTable("Ranked completions by source", ("", *map(round_label, policies)), rows, (note,))
+    note = translate("rounds.share_note")
+    return ReportTable(translate("rounds.share"), ("", *map(round_label, policies)), rows, (note,))
 
 
 def _source_label(source: str) -> str:
     if source.startswith("policy@"):
-        return f"policy of {round_label(source)}"
-    return {"start": "SFT start", "prompted": "prompted base"}.get(source, source)
+        return translate("rounds.policy_of", round=round_label(source))
+    return model_name(source)
 
 
 def _use_case_table(results: Results, policies: Sequence[str]) -> ReportTable:
@@ -327,6 +351,6 @@ def _use_case_table(results: Results, policies: Sequence[str]) -> ReportTable:
         )
         cells = [_cell(results.get(_EVALUATION, metric, model, condition)) for model in models]
         rows.append((humanize(condition.removeprefix(prefix)), *cells, _cell(gain)))
-    last_column = f"{round_label(last)} against the round before"
-    title = "True utility by use case" if metric == "utility" else "Preferred to SFT by use case"
+    last_column = translate("rounds.against_before", round=round_label(last))
+    title = translate("rounds.utility_by_use_case") if metric == "utility" else translate("rounds.win_rate_by_use_case")
     return ReportTable(title, ("", *map(round_label, models), last_column), tuple(rows), dense=True)

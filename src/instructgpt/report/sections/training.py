@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instructgpt.formatting import format_large_count, format_short_number, format_training_time
+from instructgpt.formatting import format_short_number
 from instructgpt.report import curves, lineage, samples
 from instructgpt.report.inputs import RunFiles, Stage
-from instructgpt.report.naming import humanize, model_name, sort_models
+from instructgpt.report.language import format_count, format_duration, join_list, translate
+from instructgpt.report.naming import model_name, sort_models
 from instructgpt.report.section import ReportTable, Section
 
 
@@ -19,22 +20,20 @@ def _over_optimization_section(run: RunFiles) -> Section | None:
         return None
     models = sort_models(str(point["model"]) for point in points)
     columns = ("model", "step", "episodes", "kl", "score", "utility", "low", "high")
+    head = tuple(translate(f"columns.{column}") for column in columns)
     table_rows = tuple(tuple(_format_cell(point.get(column)) for column in columns) for point in points)
     return Section(
         id="over-optimisation",
-        title="Score and truth",
+        title=translate("over_optimization.title"),
         headline=" ".join(
             description
             for model in models
             if (description := _describe_utility_peak([point for point in points if point["model"] == model], model))
         ),
-        paper="The KL penalty of equation 2 is there to mitigate over-optimisation: pushed far enough, a reward "
-        "model's score goes on "
-        "rising while people like the completions less (Stiennon et al. 2020; Gao et al. 2022).",
+        paper=translate("over_optimization.paper"),
         figure=curves.over_optimization_figure(points),
-        caption="The reward model's score, which PPO climbs, beside the true utility, which it never sees; bands are "
-        "95 % intervals.",
-        tables=(ReportTable("The numbers", columns, table_rows),),
+        caption=translate("over_optimization.caption"),
+        tables=(ReportTable(translate("tables.numbers"), head, table_rows),),
     )
 
 
@@ -60,17 +59,25 @@ def _describe_utility_peak(points: Sequence[Mapping[str, Any]], model: str) -> s
     )
     name = model_name(model)
     if best_point is last_point:
-        return f"{name}: true utility was still at its best at the end, {format_short_number(last_point['utility'])}."
-    kl_phrase = f" at a KL of {format_short_number(best_point['kl'])}" if best_point.get("kl") is not None else ""
+        return translate("over_optimization.still_best", name=name, utility=format_short_number(last_point["utility"]))
+    kl_phrase = (
+        translate("over_optimization.at_kl", kl=format_short_number(best_point["kl"]))
+        if best_point.get("kl") is not None
+        else ""
+    )
     is_worse = (
         last_point.get("high") is not None
         and best_point.get("low") is not None
         and last_point["high"] < best_point["low"]
     )
-    verdict = "surely lower: over-optimised" if is_worse else "within the intervals: no over-optimisation to be seen"
-    return (
-        f"{name}: true utility was best{kl_phrase}, {format_short_number(best_point['utility'])}, and ended at "
-        f"{format_short_number(last_point['utility'])}, {verdict}."
+    verdict = translate("over_optimization.worse") if is_worse else translate("over_optimization.within")
+    return translate(
+        "over_optimization.peak",
+        name=name,
+        at_kl=kl_phrase,
+        best=format_short_number(best_point["utility"]),
+        last=format_short_number(last_point["utility"]),
+        verdict=verdict,
     )
 
 
@@ -80,13 +87,11 @@ def _ppo_section(run: RunFiles) -> Section | None:
         return None
     return Section(
         id="ppo",
-        title="The course of PPO",
+        title=translate("ppo.title"),
         headline=" ".join(_describe_ppo_run(stage) for stage in ppo_stages),
-        paper="256 thousand episodes, 512 a batch, one pass over each; KL penalty β = 0.02 against the SFT start, clip "
-        "0.2 (appendix C.4).",
+        paper=translate("ppo.paper"),
         figure=curves.ppo_figure(ppo_stages, curves.PPO_MAIN_METRICS),
-        caption="Means over each batch. The ratio is 1 on the first minibatch, and stays near 1 while updates are "
-        "small.",
+        caption=translate("ppo.caption"),
         extra_figure=curves.ppo_figure(ppo_stages, curves.PPO_EXTRA_METRICS),
     )
 
@@ -95,11 +100,19 @@ def _describe_ppo_run(stage: Stage) -> str:
     _, scores = stage.series("objective/scores")
     _, kl = stage.series("objective/kl")
     episodes = max((row["episode"] for row in stage.metrics if "episode" in row), default=None)
-    episodes_phrase = f" after {episodes:,.0f} episodes" if episodes else ""
+    episodes_phrase = translate("ppo.after_episodes", episodes=f"{episodes:,.0f}") if episodes else ""
     score_phrase = (
-        f" the score went from {format_short_number(scores[0])} to {format_short_number(scores[-1])}," if scores else ""
+        translate("ppo.score", first=format_short_number(scores[0]), last=format_short_number(scores[-1]))
+        if scores
+        else ""
     )
-    return f"{model_name(stage.name)}:{score_phrase} KL ended at {format_short_number(kl[-1])} nats{episodes_phrase}."
+    return translate(
+        "ppo.headline",
+        name=model_name(stage.name),
+        score=score_phrase,
+        kl=format_short_number(kl[-1]),
+        after_episodes=episodes_phrase,
+    )
 
 
 def _learning_curves_section(run: RunFiles) -> Section | None:
@@ -117,22 +130,20 @@ def _learning_curves_section(run: RunFiles) -> Section | None:
         )
         if validation_losses:
             best_phrase = (
-                f" (best {format_short_number(min(validation_losses))})"
+                translate("learning.best", loss=format_short_number(min(validation_losses)))
                 if min(validation_losses) < validation_losses[-1] - 1e-9
                 else ""
             )
             final_losses.append(f"{model_name(stage.name)} {format_short_number(validation_losses[-1])}{best_phrase}")
     return Section(
         id="learning",
-        title="Learning curves",
-        headline=f"Validation loss at the end: {', '.join(final_losses)}."
+        title=translate("learning.title"),
+        headline=translate("learning.headline", losses=join_list(final_losses))
         if final_losses
-        else "What every stage logged.",
-        paper="SFT overfits on validation loss after one epoch, and still gets better in people's eyes for more; the "
-        "reward model must see "
-        "its rankings only once.",
+        else translate("learning.fallback"),
+        paper=translate("learning.paper"),
         figure=curves.learning_curves_figure(stages) + curves.reward_accuracy_figure(stages),
-        caption="Nats a token, for the reward model nats a pair. Long curves are drawn as means of neighbouring steps.",
+        caption=translate("learning.caption"),
     )
 
 
@@ -140,17 +151,15 @@ def samples_section(run: RunFiles) -> Section | None:
     sample_groups = samples.select_sample_groups(run.rankings, run.use_cases)
     if not sample_groups:
         return None
-    spread_phrase = "spread over the use cases, " if any(each.kind for each in sample_groups) else ""
+    spread_phrase = translate("samples.spread") if any(each.kind for each in sample_groups) else ""
     has_ratings = any(ranking.ratings is not None for ranking in run.rankings)
     return Section(
         id="samples",
-        title="Samples side by side",
-        headline=f"{len(sample_groups)} test prompts, {spread_phrase}in the order of the file: none was picked for its "
-        "answers.",
-        caption="With the mean rating of its labelers, 1 to 7."
-        if has_ratings
-        else "With its rank among the completions of its prompt; 1 is the best.",
+        title=translate("samples.title"),
+        headline=translate("samples.headline", count=len(sample_groups), spread=spread_phrase),
+        caption=translate("samples.rating_caption") if has_ratings else translate("samples.rank_caption"),
         sample_groups=sample_groups,
+        open_samples=3,
     )
 
 
@@ -162,9 +171,9 @@ def _training_samples_section(run: RunFiles) -> Section | None:
         return None
     return Section(
         id="while-learning",
-        title="Written while learning",
-        headline="Completions from PPO's own batches, from the first to the last.",
-        caption="Score is the reward model's, KL in nats, total the score less the KL penalty.",
+        title=translate("training_samples.title"),
+        headline=translate("training_samples.headline"),
+        caption=translate("training_samples.caption"),
         sample_groups=sample_groups,
     )
 
@@ -175,18 +184,20 @@ def _lineage_section(run: RunFiles) -> Section | None:
     stages = list(run.stages.values())
     seconds, tokens = lineage.sum_over_stages(stages, "seconds"), lineage.sum_over_stages(stages, "tokens")
     unfinished = [model_name(stage.name) for stage in stages if not lineage.is_stage_finished(stage)]
-    models = f"{len(stages)} models" if len(stages) > 1 else "One model"
+    models = translate("lineage.models", count=len(stages)) if len(stages) > 1 else translate("lineage.one_model")
     return Section(
         id="lineage",
-        title="Lineage",
-        headline=f"{models}, {format_training_time(seconds)} of training, {format_large_count(tokens)} tokens."
+        title=translate("lineage.title"),
+        headline=translate(
+            "lineage.headline", models=models, time=format_duration(seconds), tokens=format_count(tokens)
+        )
         + (
-            f" Not finished: {', '.join(unfinished)}."
+            translate("lineage.unfinished", stages=join_list(unfinished))
             if unfinished
-            else " Every one can be made again from its parents, its settings and its seed."
+            else translate("lineage.repeatable")
         ),
         figure=lineage.render_family_tree(run.stages),
-        caption="A line leads from each model to what was made of it; hashes are those that the children recorded.",
+        caption=translate("lineage.caption"),
         tables=lineage.build_lineage_tables(stages),
     )
 
@@ -205,18 +216,14 @@ def build_training_sections(run: RunFiles) -> list[Section]:
     ]
 
 
-RUN_FILE_CONTENTS = {
-    "results.json": "preference, ratings, labels, truthfulness, toxicity, bias, alignment tax, reward model",
-    "evaluation/preference/rankings.jsonl": "samples side by side",
-    "evaluation/over_optimisation.jsonl": "score and truth",
-    "ppo/metrics.jsonl": "the course of PPO",
+RUN_FILES = {
+    "results.json": "missing.evaluations",
+    "evaluation/preference/rankings.jsonl": "missing.samples",
+    "evaluation/over_optimisation.jsonl": "missing.over_optimization",
+    "ppo/metrics.jsonl": "missing.ppo",
 }
-"""Run file -> what the page lacks without it."""
+"""Run file -> message that says what the page lacks without it."""
 
 
 def missing_files(run: RunFiles) -> list[str]:
-    return [
-        f"{name}: {humanize(contents)}"
-        for name, contents in RUN_FILE_CONTENTS.items()
-        if not (run.directory / name).is_file()
-    ]
+    return [f"{name}: {translate(key)}" for name, key in RUN_FILES.items() if not (run.directory / name).is_file()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from instructgpt.records import Ranking
+from instructgpt.report.language import translate
 from instructgpt.report.naming import format_estimate, model_name
 from instructgpt.report.results import Results
 from instructgpt.report.samples import truncate_text
@@ -25,12 +26,6 @@ _DIFFERENCE_METRIC = "agreement_within_minus_between_groups"
 _PROMPT_CHARACTERS = 200
 _WIDEST_INTERVAL = 0.3
 """A share whose interval is wider says nothing about a group."""
-_HEADLINES: dict[Verdict, str] = {
-    "differ": "Groups differ: people of one group agree {estimate} more with each other than with other groups.",
-    "alike": "Groups are alike: people agree with each other as often within groups as between them ({estimate}).",
-    "cannot tell": "Cannot tell whether groups differ: agreement within groups less between them is {estimate}.",
-}
-_CANNOT_TELL = "Cannot tell whether groups differ: too few people of different groups judged the same prompts."
 
 
 def whose_preferences_section(results: Results, rankings: Sequence[Ranking]) -> Section | None:
@@ -44,12 +39,10 @@ def whose_preferences_section(results: Results, rankings: Sequence[Ranking]) -> 
     agreement = _agreement_table(rows, models[0]) if models else None
     return Section(
         id="whose-preferences",
-        title="Whose preferences",
+        title=translate("whose.title"),
         headline=_headline(results),
-        paper="the model is aligned to a few dozen labelers, not to everybody it affects; it may be better to have "
-        "models that can be conditioned on the preferences of certain groups (section 5.2). It reports no groups.",
-        caption=f"Groups are what labelers declared. At least {MIN_GROUP_SIZE} people stand behind every number; smaller "
-        "groups are left out. “Cannot tell” marks an interval that is too wide to say anything.",
+        paper=translate("whose.paper"),
+        caption=translate("whose.caption", count=MIN_GROUP_SIZE),
         tables=(*tables, *([agreement] if agreement else []), *([prompts] if prompts else [])),
     )
 
@@ -57,25 +50,30 @@ def whose_preferences_section(results: Results, rankings: Sequence[Ranking]) -> 
 def _headline(results: Results) -> str:
     row = next(iter(results.rows(_EVALUATION, _DIFFERENCE_METRIC)), None)
     if row is None or row.value is None:
-        return _CANNOT_TELL
-    return _HEADLINES[judge_difference(_to_estimate(row))].format(estimate=format_estimate(row))
+        return translate("whose.too_few")
+    verdict = judge_difference(_to_estimate(row)).replace(" ", "_")
+    return translate(f"whose.headline.{verdict}", estimate=format_estimate(row))
 
 
 def _to_estimate(row: ResultRow) -> Estimate:
     return Estimate(row.value, row.low, row.high, row.n)
 
 
+def _verdict_name(verdict: Verdict) -> str:
+    return translate(f"whose.verdict.{verdict.replace(' ', '_')}")
+
+
 def _format_share(row: ResultRow | None) -> str:
     if row is None or row.value is None or row.low is None or row.high is None:
-        return "cannot tell"
+        return translate("whose.unsure")
     text = f"{format_estimate(row)}\nn\u00a0{row.n:,}"
-    return f"{text}\ncannot tell" if row.high - row.low > _WIDEST_INTERVAL else text
+    return f"{text}\n{translate('whose.unsure')}" if row.high - row.low > _WIDEST_INTERVAL else text
 
 
 def _format_difference(row: ResultRow | None) -> str:
     if row is None or row.value is None:
         return "–"
-    return f"{format_estimate(row)}\n{judge_difference(_to_estimate(row))}"
+    return f"{format_estimate(row)}\n{_verdict_name(judge_difference(_to_estimate(row)))}"
 
 
 def _model_table(results: Results, rows: Sequence[ResultRow], model: str) -> ReportTable:
@@ -85,8 +83,15 @@ def _model_table(results: Results, rows: Sequence[ResultRow], model: str) -> Rep
         return results.get(_EVALUATION, metric, model, condition)
 
     return ReportTable(
-        f"Whom the {model_name(model)} predicts" if model == "reward" else f"Whom {model_name(model)} predicts",
-        ("group", "pairs it orders as the labeler does", "less the other groups", "pairs whose majority opposes it"),
+        translate("whose.predicts_reward_model", model=model_name(model))
+        if model == "reward"
+        else translate("whose.predicts", model=model_name(model)),
+        (
+            translate("whose.group"),
+            translate("whose.ordered"),
+            translate("whose.less_others"),
+            translate("whose.opposed"),
+        ),
         tuple(
             (
                 condition.removeprefix(_GROUP_CONDITION),
@@ -96,7 +101,7 @@ def _model_table(results: Results, rows: Sequence[ResultRow], model: str) -> Rep
             )
             for condition in conditions
         ),
-        ("Held-out labelers where there are any. A majority needs three people of the group who decided the pair.",),
+        (translate("whose.model_note"),),
     )
 
 
@@ -105,7 +110,9 @@ def _agreement_table(rows: Sequence[ResultRow], model: str) -> ReportTable | Non
     if not selected:
         return None
     cells = tuple((row.condition.removeprefix(_GROUP_CONDITION), _format_share(row)) for row in selected)
-    return ReportTable("Two people agree on a pair", ("groups", "share of pairs that both decided"), cells)
+    return ReportTable(
+        translate("whose.agreement"), (translate("whose.groups"), translate("whose.agreement_share")), cells
+    )
 
 
 def _prompts_table(rankings: Sequence[Ranking]) -> ReportTable | None:
@@ -113,8 +120,15 @@ def _prompts_table(rankings: Sequence[Ranking]) -> ReportTable | None:
     if not differences:
         return None
     return ReportTable(
-        f"Prompts on which groups differ most, of {compared} compared",
-        ("prompt", "groups", "people", "difference", "p, corrected", ""),
+        translate("whose.prompts", count=compared),
+        (
+            translate("whose.prompt"),
+            translate("whose.groups"),
+            translate("whose.people"),
+            translate("whose.difference"),
+            translate("whose.p_value"),
+            "",
+        ),
         tuple(
             (
                 truncate_text(str(item.prompt), _PROMPT_CHARACTERS),
@@ -122,9 +136,9 @@ def _prompts_table(rankings: Sequence[Ranking]) -> ReportTable | None:
                 f"{item.people[0]} ~ {item.people[1]}",
                 f"{item.difference:.2f}",
                 f"{item.p_value:.3f}",
-                item.verdict,
+                _verdict_name(item.verdict),
             )
             for item in differences
         ),
-        ("Difference: disagreement of two people of different groups less that of two people of the same group.",),
+        (translate("whose.prompts_note"),),
     )
