@@ -6,7 +6,7 @@ FROM python:3.13-slim-bookworm AS build
 WORKDIR /source
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src ./src
-RUN python -m venv /opt/instructgpt \
+RUN python -m venv /venv \
     && PIP_BUILD_CONSTRAINT=constraints.txt pip wheel --no-cache-dir --no-deps --constraint constraints.txt --wheel-dir /wheels .
 
 ARG EXTRAS=""
@@ -14,16 +14,16 @@ ARG EXTRAS=""
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG TORCH=2.13.0
 RUN if [ "$EXTRAS" = train ]; then \
-        /opt/instructgpt/bin/pip install --no-cache-dir "torch==$TORCH" ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}; \
+        /venv/bin/pip install --no-cache-dir "torch==$TORCH" ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}; \
     fi \
     && wheel="$(echo /wheels/*.whl)" \
-    && /opt/instructgpt/bin/pip install --no-cache-dir --constraint constraints.txt "$wheel${EXTRAS:+[$EXTRAS]}"
+    && /venv/bin/pip install --no-cache-dir --constraint constraints.txt "$wheel${EXTRAS:+[$EXTRAS]}"
 
 FROM python:3.13-slim-bookworm
-COPY --from=build /opt/instructgpt /opt/instructgpt
+COPY --from=build /venv /venv
 RUN useradd --create-home --uid 10001 instructgpt \
     && install --directory --owner instructgpt --group instructgpt /data
-ENV PATH=/opt/instructgpt/bin:$PATH \
+ENV PATH=/venv/bin:$PATH \
     PYTHONUNBUFFERED=1
 USER 10001
 WORKDIR /data

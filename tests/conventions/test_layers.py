@@ -14,7 +14,7 @@ import pytest
 
 SRC = Path(__file__).parents[2] / "src" / "instructgpt"
 LAYERS = """
-errors console io records results formatting option_names config network __init__
+errors extras console io records results formatting option_names config network __init__
 distributed.comm distributed.restart
 run
 functional statistics world

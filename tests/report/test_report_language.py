@@ -16,10 +16,10 @@ from support.example_run import make
 
 from instructgpt.cli import run_command as command
 from instructgpt.label.i18n import list_languages, load_translator
-from instructgpt.report.language import LOCALES_FOLDER, format_count, format_duration, translate, use_language
+from instructgpt.report.language import REPORT_LOCALES_FOLDER, format_count, format_duration, translate, use_language
 from instructgpt.run.configs import ReportConfig
 
-ENGLISH = load_translator("en", LOCALES_FOLDER).messages
+ENGLISH = load_translator("en", REPORT_LOCALES_FOLDER).messages
 HANGUL = re.compile("[\uac00-\ud7a3]")
 
 
@@ -28,12 +28,14 @@ def placeholders(message: str) -> set[str]:
 
 
 def test_the_option_offers_the_catalogs():
-    assert list(typing.get_args(ReportConfig.model_fields["language"].annotation)) == list_languages(LOCALES_FOLDER)
+    assert list(typing.get_args(ReportConfig.model_fields["language"].annotation)) == list_languages(
+        REPORT_LOCALES_FOLDER
+    )
 
 
-@pytest.mark.parametrize("language", [name for name in list_languages(LOCALES_FOLDER) if name != "en"])
+@pytest.mark.parametrize("language", [name for name in list_languages(REPORT_LOCALES_FOLDER) if name != "en"])
 def test_catalogs_have_the_same_messages(language):
-    messages = load_translator(language, LOCALES_FOLDER).messages
+    messages = load_translator(language, REPORT_LOCALES_FOLDER).messages
     assert sorted(messages) == sorted(ENGLISH)
     assert {key for key in ENGLISH if placeholders(ENGLISH[key]) != placeholders(messages[key])} == set()
 

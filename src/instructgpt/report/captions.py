@@ -40,10 +40,10 @@ def describe_intervals(rows: Sequence[ResultRow], clusters: str, mark: str = "ba
         return ""
     names = [translate(f"clusters.{clusters}")] if not all(map(_is_mean, rows)) else []
     names += [translate("clusters.runs")] if any(map(_is_mean, rows)) else []
-    over = translate("clusters.or").join(names)
+    cluster_names = translate("clusters.or").join(names)
     if is_drawn_over_size(rows):
-        return translate("captions.intervals_over_size", clusters=over)
-    return translate("captions.intervals", mark=translate(f"marks.{mark}"), clusters=over)
+        return translate("captions.intervals_over_size", clusters=cluster_names)
+    return translate("captions.intervals", mark=translate(f"marks.{mark}"), clusters=cluster_names)
 
 
 def list_metrics(rows: Iterable[ResultRow]) -> str:

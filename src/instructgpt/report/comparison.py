@@ -240,10 +240,10 @@ def _last_value(group: RunGroup, stage: str, metric: str) -> str:
     ]
     if not values:
         return ""
-    return format_mean(mean(values, range(len(values))), metric)
+    return format_group_mean(mean(values, range(len(values))), metric)
 
 
-def format_mean(estimate: Estimate, metric: str) -> str:
+def format_group_mean(estimate: Estimate, metric: str) -> str:
     """Format a mean with its interval over runs; a share in percent."""
     name = "share" if metric.startswith("validation/accuracy") else "heldout_loss"
     text = format_metric_value(estimate.value, name)

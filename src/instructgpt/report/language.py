@@ -12,7 +12,7 @@ from typing import Any
 from instructgpt.errors import InputError
 from instructgpt.label.i18n import list_languages, load_translator
 
-LOCALES_FOLDER = Path(__file__).parent / "locales"
+REPORT_LOCALES_FOLDER = Path(__file__).parent / "locales"
 DEFAULT_LANGUAGE = "en"
 
 _COUNT_STEPS = {
@@ -30,12 +30,12 @@ def current_language() -> str:
 
 def translate(key: str, **values: Any) -> str:
     """Return the message of a key in the current language with its placeholders filled."""
-    return load_translator(_language.get(), LOCALES_FOLDER)(key, **values)
+    return load_translator(_language.get(), REPORT_LOCALES_FOLDER)(key, **values)
 
 
 def find_message(key: str) -> str | None:
     """Return the message of a key without placeholders, or None for an unknown key."""
-    return load_translator(_language.get(), LOCALES_FOLDER).messages.get(key)
+    return load_translator(_language.get(), REPORT_LOCALES_FOLDER).messages.get(key)
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def use_language(language: str) -> Iterator[None]:
     Raises:
         InputError: there is no catalog of it.
     """
-    available = list_languages(LOCALES_FOLDER)
+    available = list_languages(REPORT_LOCALES_FOLDER)
     if language not in available:
         raise InputError(f"--language {language}: no such language of reports; available: {', '.join(available)}")
     token = _language.set(language)

@@ -17,14 +17,14 @@ _SHOWN_VERSIONS = ("instructgpt", "torch", "transformers")
 
 
 @dataclass(frozen=True, slots=True)
-class Fact:
+class OpeningFact:
     """One line of the opening."""
 
     name: str
     text: str
 
 
-def build_opening(run: RunFiles, cost: RunCost | None) -> list[Fact]:
+def build_opening(run: RunFiles, cost: RunCost | None) -> list[OpeningFact]:
     """Return the facts that the files of a run state; empty without a stage."""
     stages = list(run.stages.values())
     if not stages:
@@ -40,7 +40,7 @@ def build_opening(run: RunFiles, cost: RunCost | None) -> list[Fact]:
         ("cost", _describe_cost(cost)),
         ("made", _describe_versions(run, stages)),
     )
-    return [Fact(translate(f"opening.{name}"), text) for name, text in facts if text]
+    return [OpeningFact(translate(f"opening.{name}"), text) for name, text in facts if text]
 
 
 def _describe_base_model(stages: Sequence[Stage]) -> str:

@@ -73,12 +73,14 @@ def _run_cells(group: RunGroup, run: ComparedRun) -> tuple[str, ...]:
 
 def _options_section(groups: Sequence[RunGroup]) -> Section:
     options = list_differing_options(groups)
-    without = [group.name for group in groups if not group.runs[0].options]
+    groups_without_options = [group.name for group in groups if not group.runs[0].options]
     sentences = (
         translate("comparison.options.headline", count=len(options))
         if options
         else translate("comparison.options.none"),
-        translate("comparison.options.unknown", groups=join_list(without)) if without else "",
+        translate("comparison.options.unknown", groups=join_list(groups_without_options))
+        if groups_without_options
+        else "",
     )
     rows = tuple((name, *(cell or _NO_VALUE for cell in cells)) for name, cells in options.items())
     head = (translate("comparison.options.option"), *(group.name for group in groups))
