@@ -196,7 +196,24 @@ def test_option_tables_of_a_page_agree_with_its_command(name):
                 assert same_default(cell, default), f"{page.name}: {option} has the default {default}"
 
 
-FOREIGN = {"nproc-per-node", "nodes", "logdir", "clean", "dbname", "help", "version", "debug", "preset", "config"}
+FOREIGN = {
+    "build-arg",
+    "deps",
+    "from",
+    "index-url",
+    "spec",
+    "wheel-dir",
+    "nproc-per-node",
+    "nodes",
+    "logdir",
+    "clean",
+    "dbname",
+    "help",
+    "version",
+    "debug",
+    "preset",
+    "config",
+}
 FOREIGN |= {"served-model-name", "generation-config", "outfile", "jinja"}  # servers in the tutorial `serve-it`
 """Options of other programs, and those that every command has."""
 

@@ -187,6 +187,8 @@ def _mean_row(rows: Sequence[ResultRow]) -> ResultRow:
     measured = [row for row in rows if row.value is not None]
     if len(measured) < 2:
         return (measured or rows)[0]
+    if all(row.low is None and row.high is None for row in measured) and len({row.value for row in measured}) == 1:
+        return measured[0]  # by definition, as SFT against itself
     bounds = _find_bounds(measured[0])
     values = [row.value for row in measured if row.value is not None]
     inside = bounds if bounds and all(bounds[0] <= value <= bounds[1] for value in values) else None

@@ -169,11 +169,19 @@ def truthfulqa_prompt_name(condition: str) -> str:
 
 
 def sort_models(models: Iterable[str]) -> list[str]:
-    """Return unique models: the paper's in its order, then the others in order of appearance."""
-    unique_models = list(dict.fromkeys(models))
-    return [model for model in _STAGE_ORDER if model in unique_models] + [
-        model for model in unique_models if model not in _STAGE_ORDER
-    ]
+    """Return unique models: the paper's in its order, groups of runs side by side, then others as they appear."""
+
+    def place(model: str) -> int:
+        name = _base_name(model)
+        return _STAGE_ORDER.index(name) if name in _STAGE_ORDER else len(_STAGE_ORDER)
+
+    return sorted(dict.fromkeys(models), key=place)
+
+
+def _base_name(model: str) -> str:
+    """Return `ppo_ptx` for the model `ppo_ptx (lr4)` of a group of runs."""
+    match = _GROUPED_MODEL_PATTERN.fullmatch(model)
+    return match[1] if match else model
 
 
 def model_color(model: str) -> str:
@@ -182,11 +190,13 @@ def model_color(model: str) -> str:
 
 def assign_model_colors(models: Iterable[str]) -> dict[str, str]:
     """Return a color for each model of a page: the paper's keep theirs, others take fallback colors in turn."""
-    unlisted_models = [model for model in sort_models(models) if model not in MODEL_COLORS]
+    ordered = sort_models(models)
+    grouped_colors = {model: MODEL_COLORS[name] for model in ordered if (name := _base_name(model)) in MODEL_COLORS}
+    unlisted_models = [model for model in ordered if model not in grouped_colors]
     fallback_colors = {
         model: _FALLBACK_COLORS[place % len(_FALLBACK_COLORS)] for place, model in enumerate(unlisted_models)
     }
-    return MODEL_COLORS | fallback_colors
+    return MODEL_COLORS | grouped_colors | fallback_colors
 
 
 def palette_css() -> str:
