@@ -124,7 +124,7 @@ def test_kinds_of_page_are_apart():
     assert {page.parent.name for page in DOCS.glob("*/*.md")} == set(KINDS)
     for kind in KINDS:
         text = (DOCS / kind / "index.md").read_text(encoding="utf-8")
-        listed = set(re.findall(r"\]\(([\w-]+\.md)\)", text))
+        listed = set(re.findall(r"\]\(([\w.-]+\.md)\)", text))
         assert listed == {page.name for page in (DOCS / kind).glob("*.md")} - {"index.md"}, kind
 
 
