@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -136,3 +137,9 @@ def escape_control_chars(text: str) -> str:
     """Replace control characters by their Unicode pictures, and lone surrogates by question marks."""
     pictures = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
     return text.encode("utf-8", "replace").decode("utf-8").translate(pictures)
+
+
+def format_left_out(left_out: Mapping[str, int], context: int) -> str:
+    """Return what was left out of a stage's data and why, for the error that nothing remains."""
+    counts = ", ".join(f"{name}: {count}" for name, count in left_out.items() if count)
+    return f"left out, with a context of {context} tokens: {counts or 'nothing'}"

@@ -6,6 +6,7 @@ pytest tests/core/test_bad_input.py
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import huggingface_hub.constants
@@ -113,6 +114,21 @@ def test_reward_refuses_rankings_without_ranked_pairs(kit, command, tmp_path, ou
     rows = [json.loads(line) | {"ranks": [1, 1, 1]} for line in kit.rankings.read_text(encoding="utf-8").splitlines()]
     told = command(*kit.train_reward(out, "--data", write(tmp_path / "r.jsonl", rows))).error_line(2)
     assert "0 prompts with a decided pair to train on, 0 to validate on" in told
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("stage", ["reward", "sft"])
+def test_data_that_is_all_too_long_is_refused_with_the_reason(stage, kit, command, tmp_path, out):
+    """Three rankings of two completions and three demonstrations, none of which fits."""
+    long = "a long way to go " * 400
+    rankings = [{"prompt": f"p{n}", "completions": [f"x {long}", f"y {long}"], "ranks": [1, 2]} for n in range(3)]
+    demonstrations = [{"prompt": f"p{n}", "completion": long} for n in range(3)]
+    records, train = {"reward": (rankings, kit.train_reward), "sft": (demonstrations, kit.sft)}[stage]
+    file = write(tmp_path / "long.jsonl", records)
+    told = command(*train(out, "--data", file, "--validation", file)).error_line(2)
+    assert "0 to validate on" in told
+    expected = {"reward": "completions longer than the context: 6", "sft": "longer than the context: 3"}
+    assert re.search(rf"left out, with a context of \d+ tokens: .*{expected[stage]}", told)
     assert not out.exists()
 
 

@@ -15,6 +15,7 @@ from instructgpt.data.rankings import RankedPrompt, count_ranking_tokens, prompt
 from instructgpt.data.splits import is_heldout
 from instructgpt.data.tokenization import PromptTokenizer, tokenize_demonstrations
 from instructgpt.errors import InputError
+from instructgpt.formatting import format_left_out
 from instructgpt.models.families import check_supported
 from instructgpt.models.flops import BF16_BYTES, FLOAT_BYTES, SequenceShape
 from instructgpt.models.loading import load_model_config
@@ -221,11 +222,15 @@ def _plan_reward(config: RewardConfig, context: PlanContext) -> Plan:
         training_rankings = [
             r for r in rankings if r.cohort != "heldout" and (config.validation or not is_heldout(r.prompt))
         ]
-        prompts, _ = tokenize_rankings(
-            sample_evenly(training_rankings), load_plan_tokenizer(config.base), _context_length(model_config)
+        length = _context_length(model_config)
+        prompts, left_out = tokenize_rankings(
+            sample_evenly(training_rankings), load_plan_tokenizer(config.base), length
         )
         if not prompts:
-            raise InputError("no prompt with a decided pair to train on; give more rankings, or --validation")
+            reason = format_left_out(left_out, length)
+            raise InputError(
+                f"no prompt with a decided pair to train on ({reason}); add rankings, or give --validation"
+            )
         count = round(len({ranking.prompt for ranking in training_rankings}))
     batch = min(config.batch, count)
     prompts = [prompts[number % len(prompts)] for number in range(batch)]

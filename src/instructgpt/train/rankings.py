@@ -30,6 +30,7 @@ from instructgpt.distributed.comm import (
     shard_by_length,
 )
 from instructgpt.errors import InputError, RunError
+from instructgpt.formatting import format_left_out
 from instructgpt.models.precision import compute_device
 from instructgpt.records import Ranking, SkippedLines, read_all_records
 from instructgpt.run.directory import RunDirectory
@@ -64,13 +65,13 @@ def load_rankings(
     training_rankings = [ranking for ranking in remaining if ranking.cohort != "heldout"]
     training, left_out = tokenize_rankings(training_rankings, tokenizer, context)
     validation, validation_left_out = tokenize_rankings(validation_rankings, tokenizer, context)
-    if not training or not validation:
-        counts = f"{len(training)} prompts with a decided pair to train on, {len(validation)} to validate on"
-        raise InputError(f"{counts}; add rankings, or give --validation")
     left_out = {name: left_out[name] + validation_left_out[name] for name in left_out} | {
         "rankings of training prompts by held-out labelers": len(remaining) - len(training_rankings),
         "bad lines": len(skipped.reasons),
     }
+    if not training or not validation:
+        counts = f"{len(training)} prompts with a decided pair to train on, {len(validation)} to validate on"
+        raise InputError(f"{counts} ({format_left_out(left_out, context)}); add rankings, or give --validation")
     run.summary["left_out"] = left_out
     run.info(f"rankings of {len(training)} prompts, of {len(validation)} for validation; left out: {left_out}")
     return training, validation
