@@ -5,6 +5,8 @@ Run: python -m pytest tests/label/tasks/test_questions.py
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import yaml
 from sqlalchemy import select
@@ -35,6 +37,10 @@ labels:
     when: {cites_source: yes}
   in_english: {text: {en: The prompt is English}, scope: task}
 """
+
+_NESTED = [f"&{name} [{9 * f'*{before}, '}]" for before, name in pairwise("abcdefghij")]
+BOMB = f"table_3: [&a [x], {', '.join(_NESTED)}]"
+"""An eightfold nesting of lists of nine: forty million texts."""
 
 
 @pytest.fixture
@@ -120,6 +126,15 @@ def test_labels_of_a_program_that_knows_only_table_3_answer_the_constraint():
         ("rating: {points: 21}", "points"),
         ("labels: {cites: {text: {en: x}, colour: red}}", "colour"),
         ("labels: {cites: 3}", "labels.cites"),
+        ("labels: {cites: {text: {en: !!binary aGk=}}}", "labels.cites.text.en"),
+        ('labels: {cites: {text: {en: "a\\0b"}}}', "cannot be stored"),
+        ('labels: {cites: {text: {en: "a\\ud800b"}}}', "labels.cites.text.en"),
+        ('labels: {cites: {text: {"e\\0": "a"}}}', "labels.cites.text"),
+        ("labels: {cites: {text: {2001-01-01: x}}}", "labels.cites.text"),
+        ("table_3: 2001-13-01", "none of its type"),
+        ("[" * 20_000, "nested too deeply"),
+        ("{a: " * 5_000, "nested too deeply"),
+        (BOMB, "line 1: aliases"),
     ],
 )
 def test_wrong_documents_are_refused_with_their_place(document, message):

@@ -6,12 +6,13 @@ to another one (`when`). Without a document the questions are the paper's, all o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -26,7 +27,18 @@ ANSWER_POLICIES: tuple[AnswerPolicy, ...] = ("required", "optional", "off")
 CONSTRAINT_QUESTION = "has_constraint"
 """Asked once a task; `satisfies_constraint` of Table 3 is asked only where the prompt has a constraint."""
 _MAX_QUESTIONS = 60
-_Text = Annotated[str, Field(min_length=1, max_length=400)]
+_UNSTORABLE_PATTERN = re.compile("[\x00\ud800-\udfff]")  # NUL and half surrogates, as in `ingest.replace_unstorable`
+
+
+def _check_storable(text: str) -> str:
+    if _UNSTORABLE_PATTERN.search(text):
+        raise ValueError("a NUL or half a surrogate pair cannot be stored")
+    return text
+
+
+_Text = Annotated[str, Field(min_length=1, max_length=400, strict=True), AfterValidator(_check_storable)]
+_Language = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,35}$", strict=True)]
+_Texts = dict[_Language, _Text]
 
 
 def _off_from_boolean(value: object) -> object:
@@ -46,16 +58,16 @@ class RatingQuestion(_Question):
     """The overall quality, from 1 to `points`; `low` and `high` name the ends by language."""
 
     points: int = Field(7, ge=2, le=MAX_RATING_POINTS)
-    low: dict[str, _Text] = {}
-    high: dict[str, _Text] = {}
+    low: _Texts = {}
+    high: _Texts = {}
 
 
 class LabelQuestion(_Question):
     """A yes/no question about a completion or the whole task."""
 
     scope: Literal["completion", "task"] = "completion"
-    text: dict[str, _Text] = {}  # by language; empty for the questions of the catalogue
-    short: dict[str, _Text] = {}  # for chips and tables; empty: the text
+    text: _Texts = {}  # by language; empty for the questions of the catalogue
+    short: _Texts = {}  # for chips and tables; empty: the text
     not_applicable: bool = False  # a third answer
     explicit_no: bool = False  # No means a fault: the "mark the rest as No" shortcut skips the question
     when: dict[str, bool] = {}  # answers of other questions after which it is asked
@@ -164,14 +176,26 @@ def load_own_questions(db: Session, batch: str | None = None) -> dict[str, Label
     return {name: question for each in sets for name, question in each.labels.items() if question.text}
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: a few lines with them unfold to any size."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read here", mark)
+        return super().compose_node(parent, index)
+
+
 def load_questions_yaml(text: str) -> dict[str, Any] | None:
     """Read a document and return it if it is valid, None if it is empty; raise InputError with line or entry."""
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, _PlainLoader)  # a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
         raise InputError(f"questions: {line}{getattr(error, 'problem', None) or 'not YAML'}") from error
+    except (RecursionError, ValueError) as error:  # ValueError: a tag such as !!int or a date of something else
+        raise InputError("questions: nested too deeply, or a value that is none of its type") from error
     parse_questions(document)
     return document or None
 
