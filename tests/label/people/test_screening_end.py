@@ -36,3 +36,19 @@ def test_the_page_of_a_held_out_labeler_has_no_screening(site):
         pages = {cohort: client.get(f"/people/{person.id}").text for cohort, person in people.items()}
     assert "0 of 1" in pages["training"]
     assert "0 of 1" not in pages["heldout"]
+
+
+def test_the_list_of_batches_marks_the_screening_test(site):
+    with site.database.write() as db:
+        prompt_batch(db, "review", tasks=1, screening="sensitive", name="test")
+        prompt_batch(db, "review", tasks=1, name="work")
+    with client_of(site, add_person(site, "olga", "owner")) as client:
+        for path in ("/batches", "/overview"):
+            rows = [row.split("</tr>")[0] for row in client.get(path).text.split("<tr>") if 'href="/batches/' in row]
+            marked = {
+                name: ("Screening: sensitive" in row, "Training" in row)
+                for row in rows
+                for name in (">test<", ">work<")
+                if name in row
+            }
+            assert marked == {">test<": (True, False), ">work<": (False, True)}, path

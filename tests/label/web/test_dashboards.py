@@ -5,11 +5,15 @@ pytest tests/label/web/test_dashboards.py
 
 from __future__ import annotations
 
+import html
 import re
+from urllib.parse import quote
 
 import pytest
+from fastapi.routing import iter_route_contexts
 from sqlalchemy import select, update
 from support.owner import fill, people
+from support.pages import ROOT
 from support.site import add_person, client_of
 from support.tasks import PLAIN, hand_in, prompt_batch, rank_batch, take
 
@@ -32,6 +36,8 @@ from instructgpt.label.tasks.batches import mark_batch_open
 from instructgpt.label.tasks.forms import DemonstrationForm, PromptForm, ReviewForm
 from instructgpt.label.tasks.questions import TABLE_3
 from instructgpt.label.tasks.submissions import submit_form
+from instructgpt.label.web.app import create_app
+from instructgpt.records import Completion
 
 DATABASES = ("sqlite",)
 
@@ -53,9 +59,8 @@ def harmless(page, where):
     assert page.status_code == 200, where
     assert "<script>alert" not in page.text, where
     assert "</textarea> " not in page.text.replace("</textarea> <", ""), where
-    read = re.sub(
-        "(<textarea[^>]*>).*?</textarea>", "", page.text, flags=re.DOTALL
-    )  # what one edits oneself is as it was typed
+    # What one edits oneself, and what a form sends back, is as it was typed.
+    read = re.sub('(<textarea[^>]*>).*?</textarea>| value="[^"]*"', "", page.text, flags=re.DOTALL)
     assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069\u200b]", read.replace("\r", "")), where
 
 
@@ -74,7 +79,8 @@ def write_hostile_work(site, olga, ada, ben):
     skipped = take(site, ada)
     write(site, lambda db: threads.post_question(db, skipped, HOSTILE, 6))
     write(site, lambda db: skip_assignment(db, site.settings, skipped, "other", HOSTILE, 7))
-    write(site, lambda db: db.execute(update(PromptRow).values(text=HOSTILE + LONG)))
+    fields = dict.fromkeys(("source", "use_case", "language"), HOSTILE)
+    write(site, lambda db: db.execute(update(PromptRow).values(text=HOSTILE + LONG, **fields)))
     write(site, lambda db: db.execute(update(CompletionRow).values(text=HOSTILE + LONG)))
     write(site, lambda db: db.execute(update(Submission).values(note=HOSTILE)))
     ranks = dict.fromkeys(completions, 1)
@@ -85,23 +91,41 @@ def write_hostile_work(site, olga, ada, ben):
     return submitted, skipped, disputed, room
 
 
+def get_routes(site):
+    """Every page of the application: what is added to it is tried too."""
+    contexts = iter_route_contexts(create_app(site).routes)
+    routes = {context.path for context in contexts if "GET" in (getattr(context, "methods", None) or ())}
+    return {route for route in routes if not route.startswith(("/api/", "/static", "/sign-in/openid"))}
+
+
+def fill_path(route, values):
+    """The addresses of a route with every value of its parameter; none for a parameter without values."""
+    name = next(iter(re.findall(r"{(\w+)", route)), None)
+    return [route] if name is None else [re.sub(r"{[\w:]+}", value, route) for value in values.get(name, ())]
+
+
 def test_hostile_text_is_escaped_on_every_page(site, olga):
     """Prompts, completions, demonstrations, notes, messages, reasons, remarks, names of rooms."""
     ada, ben = people(site, "ada", "ben")
     submitted, skipped, disputed, room = write_hostile_work(site, olga, ada, ben)
+    ids = {"batch_id": Batch.id, "task_id": Task.id, "person_id": Person.id, "labeler": Person.id}
     with site.database.read() as db:
-        batches, tasks = list(db.scalars(select(Batch.id))), list(db.scalars(select(Task.id)))
-    team_pages = (
-        "overview batches adjudication calibration quality people journal data privacy surveys screening/grade "
-        "search/tasks search/tasks?text=zero search/tasks?text=%3Cscript%3E search/submissions search/submissions?text=zero"
-    )
-    pages = [f"/{page}" for page in team_pages.split(" ")]
-    pages += [f"/adjudication/{disputed}", f"/calibration/{room}", f"/quality/labelers/{ada.id}", f"/people/{ada.id}"]
-    pages += [f"/people/{ada.id}/work"]
-    pages += [*(f"/batches/{batch}" for batch in batches), *(f"/batches/tasks/{task}" for task in tasks)]
+        values = {name: list(db.scalars(select(column))) for name, column in ids.items()}
+    values |= {"purpose": ["training"], "kind": ["demographics"], "room_id": [room]}
+    pages = {path for route in get_routes(site) for path in fill_path(route, values)}
+    pages |= {"/search/tasks?text=zero", "/search/tasks?text=%3Cscript%3E", "/search/submissions?text=zero"}
+    pages |= {f"/search/tasks?source={quote(HOSTILE)}", f"/search/submissions?batch={quote(HOSTILE)}"}
     team = client_of(site, olga)
-    for path in pages:
-        harmless(team.get(path), path)
+    answers = {path: team.get(path) for path in pages}
+    html_pages = {path for path, page in answers.items() if "text/html" in page.headers.get("content-type", "")}
+    for path in html_pages:
+        if answers[path].status_code == 200:
+            harmless(answers[path], path)
+        else:
+            assert answers[path].status_code in (303, 403, 404, 409, 422), path
+    expected = f"/search/submissions /people/{ada.id}/work /quality/labelers/{ada.id} /adjudication/{disputed} /journal"
+    assert all(answers[path].status_code == 200 for path in expected.split(" "))
+    assert len([path for path in html_pages if answers[path].status_code == 200]) > 40
     labeler = client_of(site, ada)
     done = [f"/tasks/{submitted.id}/done", f"/tasks/{skipped.id}/done"]
     for path in ("/home", "/history", *done, f"/calibration/{room}", "/calibration"):
@@ -300,6 +324,16 @@ def test_upload_errors_do_not_mention_command_line_options(site, olga):
     assert page.status_code == 422
     assert "p.jsonl:2" in page.text
     assert "--" not in re.search(r'role="alert">(.*?)</p>', page.text, re.DOTALL)[1]
+
+
+def test_pages_show_a_line_of_a_file_and_the_scopes_of_the_api(site, olga):
+    owner = client_of(site, olga)
+    (example,) = re.findall(r"<code>({.*?})</code>", html.unescape(owner.get("/batches/new").text))
+    assert Completion.model_validate_json(example).model
+    scopes = re.findall(r'name="scopes" value="(\w+)"[^>]*>\s*(\w+)', owner.get("/data").text)
+    documented = (ROOT / "docs" / "label-api.md").read_text(encoding="utf-8")
+    assert {value for value, _ in scopes} == {"read", "write", "export", "admin"}
+    assert all(value == name and f"`{value}`" in documented for value, name in scopes)
 
 
 @pytest.mark.parametrize(

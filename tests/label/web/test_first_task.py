@@ -1,4 +1,5 @@
-"""From the instructions' quiz to the task that one has started, and what the screening test does not ask.
+"""From the instructions' quiz to the task that one has started, what the screening test does not ask, and what a review leaves
+to the labeler.
 
 pytest tests/label/web/test_first_task.py
 """
@@ -12,7 +13,7 @@ from sqlalchemy import select
 from support.site import add_person, client_of
 from support.tasks import make, prompt_batch, rank_batch
 
-from instructgpt.label.db.models import Assignment, Task
+from instructgpt.label.db.models import Assignment, PromptReview, Task
 from instructgpt.label.tasks import instructions
 
 DATABASES = ("sqlite",)
@@ -60,3 +61,30 @@ def test_a_question_that_was_not_asked_has_no_answer(site):
     for page in (client.get(answer.headers["location"]).text, client_of(site, olga).get(f"/batches/tasks/{task}").text):
         assert "Sensitive" in page or "sensitive" in page
         assert "Should it be used?" not in page
+
+
+def chosen(page):
+    """The value that the question for use has on a page, and whether a browser demands an answer."""
+    select_tag, options = re.search(r'(<select id="rejected"[^>]*>)(.*?)</select>', page, re.DOTALL).groups()
+    values = re.findall(r'value="(\w*)"( selected)?', options)
+    return next((value for value, is_selected in values if is_selected), values[0][0]), "required" in select_tag
+
+
+def test_a_review_decides_about_use_by_itself(site):
+    """Nothing is preselected; a draft and a submission keep the answer, and a draft without one stays open."""
+    client = client_of(site, add_person(site, "ada"))
+    make(site, prompt_batch, "review", tasks=1)
+    page = client.post("/tasks/claim", data={"kind": "review"}).headers["location"]
+    api = page.replace("/tasks/", "/api/v1/assignments/")
+    assert chosen(client.get(page).text) == ("", True)
+    for revision, (sent, kept) in enumerate((("use", "use"), ("", ""), ("duplicate", "duplicate"), ("use", "use"))):
+        fields = [["use_case", "chat"], ["rejected", sent]]
+        answer = client.put(f"{api}/draft", json={"fields": fields}, headers={"If-Match": str(revision)})
+        assert answer.status_code == 200, answer.text
+        assert chosen(client.get(page).text)[0] == kept
+    key = re.search(r'name="key" value="([^"]+)"', client.get(page).text)[1]
+    assert client.post(f"{page}/submit", data={"key": key, "rejected": "use"}).status_code == 303
+    with site.database.read() as db:
+        assert db.scalars(select(PromptReview.rejected)).all() == [None]
+    assert "Should it be used?" in client.get(f"{page}/done").text
+    assert chosen(client.get(f"{page}?edit=1").text)[0] == "use"

@@ -14,6 +14,8 @@ from instructgpt.label.vocabulary import TaskKind
 
 FormFields = Sequence[tuple[str, str]]
 _ANSWER_VALUES: dict[str, bool | None] = {"yes": True, "no": False, "na": None}
+_USE = "use"
+"""The field `rejected` of a prompt to be used, which is null in JSON; a draft without the key is undecided."""
 _ANSWER_NAMES = {answer: word for word, answer in _ANSWER_VALUES.items()}
 
 
@@ -27,8 +29,10 @@ def fields_to_payload(kind: TaskKind, fields: FormFields, completions: Sequence[
         return payload | _ranking_payload(values, completions)
     if kind == "review":
         flags = {name: _ANSWER_VALUES.get(values.get(name, "")) for name in ("personal_data", "sensitive")}
-        choices = {name: values.get(name) or None for name in ("use_case", "rejected")}
-        return payload | flags | choices | {"labels": _parse_labels(values, "label:")}
+        verdict = values.get("rejected")
+        rejected = {"rejected": None if verdict == _USE else verdict} if verdict else {}
+        review = flags | {"use_case": values.get("use_case") or None, "labels": _parse_labels(values, "label:")}
+        return payload | review | rejected
     payload |= {"text": values.get("text", ""), "pasted": _parse_share(values.get("pasted"))}
     if kind == "demonstrate":
         return payload | {"meant_empty": "meant_empty" in values}
@@ -103,6 +107,8 @@ def payload_to_fields(payload: Mapping[str, Any]) -> list[tuple[str, str]]:
     fields += [(name, payload.get(name)) for name in names]
     fields += [(name, "yes") for name in ("none_acceptable", "meant_empty") if payload.get(name) is True]
     is_review = payload.get("kind") == "review"
+    if is_review and "rejected" in payload and payload["rejected"] is None:
+        fields.append(("rejected", _USE))
     for name in ("personal_data", "sensitive"):
         answer = payload.get(name)
         if answer is True or (is_review and answer is False):

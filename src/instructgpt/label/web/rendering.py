@@ -125,8 +125,8 @@ def question_text(
 
 
 def catalog_name(translator: Translator, section: str, name: str) -> str:
-    """Return the catalog's word for a value that data may choose freely; an unknown value stays."""
-    return translator.messages.get(f"{section}.{name}", name)
+    """Return the catalog's word for a value that data may choose freely; an unknown value stays, without odd signs."""
+    return translator.messages.get(f"{section}.{name}") or safe_text.show_invisible(name)
 
 
 def label_name(translator: Translator, name: str, questions: Mapping[str, LabelQuestion | str]) -> str:
