@@ -30,8 +30,10 @@ def command(capsys, monkeypatch, tmp_path):
     return run_in_process(capsys)
 
 
-@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
-def test_serve_creates_a_site_and_stops_gracefully(tmp_path, ending):
+@pytest.mark.parametrize(("ending", "is_new"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
+def test_serve_creates_a_site_and_stops_gracefully(command, tmp_path, ending, is_new):
+    """The link of `label serve` sets up a new site; for one that `label init` made, the link of init still does."""
+    init = None if is_new else command("label", "init", "--site", "site").out
     arguments = [sys.executable, "-m", "instructgpt", "label", "serve", "--site", str(tmp_path / "site"), "--port", "0"]
     with subprocess.Popen(
         arguments,
@@ -44,6 +46,8 @@ def test_serve_creates_a_site_and_stops_gracefully(tmp_path, ending):
         address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
         link = process.stdout.readline().rsplit(" ", 1)[-1].strip()
         assert link.startswith(f"{address}/invite/")
+        if init is not None:
+            link = f"{address}/invite/" + re.search(r"/invite/(\S+)", init)[1]
         with httpx.Client(headers={"Origin": address}) as client:
             assert "Set up the site" in client.get(link).text
             made = client.post(link, data={"name": "olga", "password": GOOD, "again": GOOD})

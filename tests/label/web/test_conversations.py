@@ -45,6 +45,11 @@ def seen_turns(html: str) -> list[tuple[str, str]]:
     return re.findall(pattern, html, flags=re.S)
 
 
+def can_be_rendered(html: str) -> bool:
+    """Whether a page holds its text as Markdown too, with the button that shows it."""
+    return "<strong>terse</strong>" in html and 'id="view"' in html
+
+
 EXPECTED = [(turn["role"], turn["content"]) for turn in TURNS]
 
 
@@ -110,6 +115,7 @@ def test_conversation_is_shown_by_turns_on_every_page_and_exported(site, owner, 
         assert labeler.post(f"{path}/submit", data={**fields, "key": "k"}).status_code == 303
         done = labeler.get(f"{path}/done").text
         assert seen_turns(done) == EXPECTED
+        assert can_be_rendered(done)
         assert "And when does it close on Fridays?" in labeler.get("/history").text
     for kind in ("demonstrate", "review"):
         path = claim(labelers[0], kind=kind)
@@ -121,10 +127,14 @@ def test_conversation_is_shown_by_turns_on_every_page_and_exported(site, owner, 
     with site.database.read() as db:
         task = db.scalar(select(Task.id).join(Batch, Batch.id == Task.batch_id).where(Batch.name == "r"))
     for path in (f"/batches/tasks/{task}", f"/adjudication/{task}", "/screening/grade"):
-        assert seen_turns(owner.get(path).text) == EXPECTED, path
+        page = owner.get(path).text
+        assert seen_turns(page) == EXPECTED, path
+        assert can_be_rendered(page), path
     assert "And when does it close on Fridays?" in owner.get("/adjudication").text
     room = owner.post("/calibration", data={"task": task, "title": "room"}).headers["location"]
-    assert seen_turns(labelers[0].get(room).text) == EXPECTED
+    for person in (labelers[0], owner):
+        assert seen_turns(person.get(room).text) == EXPECTED
+        assert can_be_rendered(person.get(room).text)
     write_export(site.database, tmp_path / "out", ExportFilter())
     ranking = records.Ranking.model_validate_json((tmp_path / "out" / "rankings.jsonl").read_text().splitlines()[0])
     assert [message.model_dump() for message in ranking.messages] == TURNS

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import count
 
 import pytest
 import schemathesis
+from fastapi.openapi.utils import get_openapi
 from hypothesis import HealthCheck, Phase, given, settings
+from sqlalchemy import select
 from support.exchange import fill
 from support.site import add_person, client_of
 from test_owner_api import program
 
 from instructgpt.label.context import Settings, Site
 from instructgpt.label.db.database import Database, sqlite_url
+from instructgpt.label.db.models import Batch, Person, Task
 from instructgpt.label.exchange import export_jobs
+from instructgpt.label.web.pages import PAGE_ROUTERS as PAGES
 
 schemathesis.serializer.alias("application/x-ndjson", "text/plain")
 EXAMPLES = 6
+PAGE_EXAMPLES = 2
 LEFT_ALONE = ("/api/v1/sign-in", "/api/v1/redeem")
 """They hash passwords, which is slow on purpose; `test_site_accounts` has them."""
 
 
+PAGES_LEFT_ALONE = ("/sign-in", "/sign-in/code", "/invite/{token}", "/sign-out", "/account/erase", "/account/withdraw")
+"""They hash passwords, or end the session of who asks."""
+
+
 @pytest.fixture(scope="module")
-def described(tmp_path_factory):
-    """(schema, clients) of a site with work on it: a program with every scope, a labeler, nobody."""
+def filled(tmp_path_factory):
+    """A site with work on it, and its labelers."""
     folder = tmp_path_factory.mktemp("site")
     site = Site(Settings(folder=folder), Database(sqlite_url(folder / "site.db")))
     site.database.upgrade()
@@ -33,22 +43,57 @@ def described(tmp_path_factory):
         for name in ("ada", "bob", "hal")
     }
     fill(site, people)
-    clients = [program(site), client_of(site, people["ada"]), client_of(site)]
-    for client in clients:
-        client.base_url = "http://testserver"
-        client._transport.raise_server_exceptions = False  # a fault becomes the 500 that people would see
-    schema = schemathesis.openapi.from_dict(clients[2].get("/api/v1/openapi.json").json())
-    yield schema, clients
+    yield site, people
     for job in export_jobs.list_export_jobs(site):
         export_jobs.wait_for_export_job(job.id)
     site.database.close()
 
 
-def operations(schema) -> Iterator[schemathesis.APIOperation]:
+@pytest.fixture(scope="module")
+def described(filled):
+    """(schema, clients): a program with every scope, a labeler, nobody."""
+    site, people = filled
+    clients = [program(site), client_of(site, people["ada"]), client_of(site)]
+    for client in clients:
+        show_faults(client)
+    return schemathesis.openapi.from_dict(clients[2].get("/api/v1/openapi.json").json()), clients
+
+
+def show_faults(client):
+    """Let a fault become the 500 that people would see."""
+    client.base_url = "http://testserver"
+    client._transport.raise_server_exceptions = False
+
+
+def operations(schema, left_alone=LEFT_ALONE) -> Iterator[schemathesis.APIOperation]:
     for found in schema.get_all_operations():
         operation = found.ok()
-        if operation.path not in LEFT_ALONE:
+        if operation.path not in left_alone:
             yield operation
+
+
+@pytest.mark.parametrize("mode", ["positive", "negative"])
+def test_no_page_returns_a_server_error(filled, mode):
+    """Addresses and forms of every page, described as an API for this test alone; half of the ids are real ones."""
+    site, _ = filled
+    owner = client_of(site, add_person(site, f"owner {mode}", role="owner"))
+    show_faults(owner)
+    routes = [route for router in PAGES for route in router.routes]
+    schema = schemathesis.openapi.from_dict(get_openapi(title="pages", version="1", routes=routes))
+    counted: dict[str, set[int]] = {}
+    for operation in operations(schema, PAGES_LEFT_ALONE):
+        try:
+            asking(operation, mode, [owner], counted, PAGE_EXAMPLES, real_ids(site))()
+        except schemathesis.errors.SchemathesisError:
+            assert mode == "negative"
+    assert len(counted) > 100 if mode == "positive" else counted
+    assert owner.get("/overview").status_code == 200, "the session has ended"
+
+
+def real_ids(site) -> dict[str, str]:
+    with site.database.read() as db:
+        tables = {"batch_id": Batch, "task_id": Task, "person_id": Person, "labeler": Person, "key": Batch}
+        return {name: db.scalars(select(table.id).order_by(table.id)).first() for name, table in tables.items()}
 
 
 @pytest.mark.parametrize("mode", ["positive", "negative"])
@@ -65,11 +110,12 @@ def test_no_operation_returns_a_server_error(described, mode):
         assert any(status < 300 for statuses in counted.values() for status in statuses)
 
 
-def asking(operation, mode, clients, counted):
+def asking(operation, mode, clients, counted, examples=EXAMPLES, ids=None):
     """A test that asks one operation in many ways, of everybody."""
+    turns = count()
 
     @settings(
-        max_examples=EXAMPLES,
+        max_examples=examples,
         deadline=None,
         database=None,
         derandomize=True,
@@ -78,6 +124,8 @@ def asking(operation, mode, clients, counted):
     )
     @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
     def ask(case):
+        if ids and next(turns) % 2:
+            case.path_parameters = {name: ids.get(name, value) for name, value in (case.path_parameters or {}).items()}
         for client in clients:
             answer = send(client, case)
             if answer is not None:

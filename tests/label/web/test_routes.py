@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from fastapi.routing import iter_route_contexts
+from support.pages import ROOT
 from support.site import add_person, client_of, make_site
 
 from instructgpt.label.auth.dependencies import RequireRole
@@ -272,6 +273,21 @@ def test_every_route_declares_its_access(site):
         route for route, access in found.items() if access and not (access.public or access.roles or access.scope)
     ]
     assert not silent
+
+
+def test_the_threat_model_speaks_of_every_route():
+    page = (ROOT / "docs" / "site-threats.md").read_text(encoding="utf-8")
+    table = page.partition("## Route by route")[2].partition("\n## ")[0]
+    first_columns = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    described = [path for column in first_columns for path in re.findall("`([^`]+)`", column)]
+    paths = {route.split(" ")[1] for route in TABLE}
+
+    def covers(start, path):
+        return path == start or path.startswith((f"{start}/", f"{start}?"))
+
+    missing = [path for path in paths if not any(covers(start, path) for start in described)]
+    assert not missing, "say what could go wrong there"
+    assert not [start for start in described if not any(covers(start, path) for path in paths)], "no such route"
 
 
 @pytest.fixture(scope="module")
