@@ -71,8 +71,10 @@ class Watched:
     """Collects policy violations, script errors and requests to other hosts."""
 
     wrong: list[str] = field(default_factory=list)
+    contexts: list = field(default_factory=list)
 
     def watch(self, context, url: str) -> None:
+        self.contexts.append(context)
         context.on(
             "request",
             lambda request: (
@@ -125,6 +127,8 @@ def watched():
     """Fail the test if a watched browser context had a violation, an error or a foreign request."""
     what = Watched()
     yield what
+    for context in what.contexts:  # pages that stay open go on working beside the next test
+        context.close()
     assert not what.wrong
 
 
