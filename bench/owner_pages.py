@@ -3,8 +3,9 @@
     python bench/owner_pages.py --tasks 20000 --rankings 1200
     python bench/owner_pages.py --site site/           # an existing site, which is only read
 
-Every GET route is asked in process, after one request that fills caches. Processor seconds are of this process alone
-and, unlike the seconds of the clock, hardly change with what else the machine does.
+Every GET route is asked in process: first on a site that was just started, then after this request has filled caches.
+Processor seconds are of this process alone and, unlike the seconds of the clock, hardly change with what else the
+machine does. A file is sent while it is read: what counts for it is the time to its first byte.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, event, select
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from instructgpt.label.auth.dependencies import SESSION_COOKIE
 from instructgpt.label.context import Site
@@ -37,10 +39,14 @@ from instructgpt.records import Completion, Prompt, Ranking
 
 K = 4
 REPETITIONS = 3
+LIMIT_SECONDS = 0.5
 
 
 def fill(site: Site, tasks: int, rankings: int) -> None:
-    """Make an open batch of `tasks` and a closed one with `rankings` of twenty people."""
+    """Make an open batch of `tasks`, and two closed ones with half of the `rankings` of twenty people each.
+
+    One of the two is an evaluation, whose page has results.
+    """
     prompts = [Prompt(prompt=f"Question {number}: what is the best way?") for number in range(tasks)]
     completions = [
         Completion(prompt=prompt.prompt, completion=f"Answer {model}: it depends. " * 5, model=f"m{model}")
@@ -57,27 +63,50 @@ def fill(site: Site, tasks: int, rankings: int) -> None:
             completions=[f"Imported answer {each} to {number // 2}." for each in range(K)],
             ranks=rng.sample(range(1, K + 1), K),
             ratings=[rng.randint(1, 7) for _ in range(K)],
+            models=[f"m{each}" for each in range(K)],
             labeler=f"elsewhere {number % 20}",
         )
         for number in range(rankings)
     ]
-    with site.database.write() as db:
-        report = ImportReport()
-        importer = ExternalSubmissionImporter(db, "old", "training", "training", report, "cli")
-        importer.import_all([(f"line {number}", record) for number, record in enumerate(records, 1)])
+    for name, purpose in (("old", "training"), ("judged", "evaluation")):
+        half = records[: rankings // 2] if purpose == "training" else records[rankings // 2 :]
+        with site.database.write() as db:
+            report = ImportReport()
+            importer = ExternalSubmissionImporter(db, name, purpose, "training", report, "cli")
+            importer.import_all([(f"line {number}", record) for number, record in enumerate(half, 1)])
 
 
-def sign_in(site: Site) -> tuple[TestClient, str]:
-    """Return a browser of a new owner, and the owner's id."""
+class FirstByteTimer:
+    """ASGI middleware that measures the time until the first byte of an answer's body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.seconds = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start, is_sent = time.perf_counter(), False
+
+        async def send_and_measure(message: Message) -> None:
+            nonlocal is_sent
+            if message["type"] == "http.response.body" and not is_sent:
+                is_sent, self.seconds = True, time.perf_counter() - start
+            await send(message)
+
+        await self.app(scope, receive, send_and_measure)
+
+
+def sign_in(site: Site) -> tuple[TestClient, FirstByteTimer, str]:
+    """Return a browser of a new owner, the timer of its answers, and the owner's id."""
     token = "token of the benchmark"
     with site.database.write() as db:
         owner = Person(name="benchmark", role="owner", status="active", pseudonym="benchmark")
         db.add(owner)
         db.flush()
         db.add(UserSession(token_hash=hashlib.sha256(token.encode()).hexdigest(), csrf="x", person_id=owner.id))
-    client = TestClient(create_app(site), follow_redirects=False, raise_server_exceptions=False)
+    app = FirstByteTimer(create_app(site))
+    client = TestClient(app, follow_redirects=False, raise_server_exceptions=False)
     client.cookies.set(SESSION_COOKIE, token)
-    return client, owner.id
+    return client, app, owner.id
 
 
 def paths(site: Site, owner_id: str) -> Iterator[tuple[str, str]]:
@@ -112,7 +141,7 @@ def paths(site: Site, owner_id: str) -> Iterator[tuple[str, str]]:
                 yield route, path
 
 
-def measure(site: Site, client: TestClient, route: str, path: str) -> dict[str, Any]:
+def measure(site: Site, client: TestClient, timer: FirstByteTimer, route: str, path: str) -> dict[str, Any]:
     statements = 0
 
     def count(*_: object) -> None:
@@ -120,7 +149,11 @@ def measure(site: Site, client: TestClient, route: str, path: str) -> dict[str, 
         statements += 1
 
     engine: Engine = site.database.engine
+    start = time.perf_counter()
     answer = client.get(path)
+    first_seconds, first_byte_seconds = time.perf_counter() - start, timer.seconds
+    while site.reports.is_computing:
+        time.sleep(0.01)
     seconds, processor_seconds = [], []
     for repetition in range(REPETITIONS):
         if repetition == 0:
@@ -134,6 +167,8 @@ def measure(site: Site, client: TestClient, route: str, path: str) -> dict[str, 
     return {
         "route": route,
         "status": answer.status_code,
+        "first_seconds": first_seconds,
+        "first_byte_seconds": first_byte_seconds,
         "seconds": min(seconds),
         "slowest_seconds": max(seconds),
         "cpu_seconds": min(processor_seconds),
@@ -160,17 +195,18 @@ def main() -> None:
             start = time.perf_counter()
             fill(site, options.tasks, options.rankings)
             print(f"filled in {time.perf_counter() - start:.0f} s; load average {os.getloadavg()[0]:.0f}", flush=True)
-        client, owner_id = sign_in(site)
-        rows = [measure(site, client, route, path) for route, path in paths(site, owner_id)]
+        client, timer, owner_id = sign_in(site)
+        rows = [measure(site, client, timer, route, path) for route, path in paths(site, owner_id)]
         site.database.close()
-    rows.sort(key=lambda row: -row["cpu_seconds"])
-    print("| route | status | s (best of 3) | worst | CPU s | statements | kB |\n|---|---:|---:|---:|---:|---:|---:|")
+    rows.sort(key=lambda row: -max(row["cpu_seconds"], row["first_seconds"]))
+    print("| route | status | first view | first byte | s (best of 3) | worst | CPU s | statements | kB |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for row in rows[: options.show]:
-        numbers = (
-            f"{row['seconds']:.2f} | {row['slowest_seconds']:.2f} | {row['cpu_seconds']:.2f} | {row['statements']}"
-        )
-        print(f"| `{row['route']}` | {row['status']} | {numbers} | {row['kilobytes']:.0f} |")
-    print(f"{len(rows)} pages, {sum(row['cpu_seconds'] > 0.5 for row in rows)} above 0.5 s of processor time")
+        names = ("first_seconds", "first_byte_seconds", "seconds", "slowest_seconds", "cpu_seconds")
+        numbers = " | ".join(f"{row[name]:.2f}" for name in names)
+        print(f"| `{row['route']}` | {row['status']} | {numbers} | {row['statements']} | {row['kilobytes']:.0f} |")
+    slow = [row["route"] for row in rows if row["first_byte_seconds"] > LIMIT_SECONDS]
+    print(f"{len(rows)} pages, {len(slow)} with a first byte after {LIMIT_SECONDS} s: {', '.join(slow) or 'none'}")
     if options.out is not None:
         options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

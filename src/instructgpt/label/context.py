@@ -53,4 +53,4 @@ class Settings:
 class Site:
     settings: Settings
     database: Database
-    quality_reports: ReportCache[Any] = field(default_factory=ReportCache, compare=False)  # by batch
+    reports: ReportCache[Any] = field(default_factory=ReportCache, compare=False)  # of pages, by their name and batches

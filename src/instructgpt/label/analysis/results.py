@@ -7,12 +7,13 @@ The statistics package is imported inside the functions to keep scipy out of the
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, select
+from sqlalchemy import Text, cast, func, select
 from sqlalchemy.orm import Session
 
 from instructgpt.label.analysis.quality import load_question_sets, put_on_one_scale
@@ -87,12 +88,13 @@ def mark_unblinded(db: Session, batch: Batch, now_ms: int) -> None:
 def get_hidden_model_names(db: Session) -> set[str]:
     """Return the model names of all batches that are blind now. One statement."""
     statement = (
-        select(TaskCompletion.models)
+        select(cast(TaskCompletion.models, Text))
         .join(Task, Task.id == TaskCompletion.task_id)
         .join(Batch, Batch.id == Task.batch_id)
         .where(Batch.purpose == "evaluation", Batch.state != "closed", Batch.unblinded_at.is_(None))
+        .distinct()
     )
-    return {model for models in db.scalars(statement) for model in models}
+    return {model for models in db.scalars(statement) for model in json.loads(models)}
 
 
 def redact_model_names(text: str, names: Iterable[str]) -> str:

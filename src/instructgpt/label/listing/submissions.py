@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -174,11 +175,17 @@ def list_submissions_page(
 
 def iter_submission_items(db: Session, submission_filter: SubmissionFilter) -> Iterator[SubmissionListItem]:
     """Return all submissions that match, in order."""
-    return iter_items(db, _ordered_ids(db, submission_filter), load_submission_items)
+    load = partial(load_submission_items, hidden_names=get_hidden_model_names(db))
+    return iter_items(db, _ordered_ids(db, submission_filter), load)
 
 
-def load_submission_items(db: Session, submission_ids: Sequence[str]) -> list[SubmissionListItem]:
-    """Load what a list shows of submissions, in the order of the ids, without hidden model names. Seven statements."""
+def load_submission_items(
+    db: Session, submission_ids: Sequence[str], hidden_names: set[str] | None = None
+) -> list[SubmissionListItem]:
+    """Load what a list shows of submissions, in the order of the ids, without hidden model names. Seven statements.
+
+    `hidden_names`: of `get_hidden_model_names`, which is one of the statements.
+    """
     statement = _join(select(Submission, Assignment, Task, Batch, Person, PromptRow))
     statement = (
         statement.join(Batch, Batch.id == Task.batch_id)
@@ -186,7 +193,8 @@ def load_submission_items(db: Session, submission_ids: Sequence[str]) -> list[Su
         .outerjoin(PromptRow, PromptRow.id == Task.prompt_id)
         .where(Submission.id.in_(submission_ids))
     )
-    hidden_names = get_hidden_model_names(db)
+    if hidden_names is None:
+        hidden_names = get_hidden_model_names(db)
     items = {
         submission.id: SubmissionListItem(
             submission, assignment, task, batch, person, preview_prompt(prompt, hidden_names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Select, func, select
@@ -156,18 +157,23 @@ def list_tasks_page(db: Session, task_filter: TaskFilter) -> tuple[list[TaskList
 
 def iter_task_items(db: Session, task_filter: TaskFilter) -> Iterator[TaskListItem]:
     """Return all tasks that match, in order."""
-    return iter_items(db, _ordered_ids(db, task_filter), load_task_items)
+    load = partial(load_task_items, hidden_names=get_hidden_model_names(db))
+    return iter_items(db, _ordered_ids(db, task_filter), load)
 
 
-def load_task_items(db: Session, task_ids: Sequence[str]) -> list[TaskListItem]:
-    """Load what a list shows of tasks, in the order of the ids, without hidden model names. Three statements."""
+def load_task_items(db: Session, task_ids: Sequence[str], hidden_names: set[str] | None = None) -> list[TaskListItem]:
+    """Load what a list shows of tasks, in the order of the ids, without hidden model names. Three statements.
+
+    `hidden_names`: of `get_hidden_model_names`, which is one of the statements.
+    """
     statement = (
         select(Task, Batch.name, PromptRow)
         .join(Batch, Batch.id == Task.batch_id)
         .outerjoin(PromptRow, PromptRow.id == Task.prompt_id)
         .where(Task.id.in_(task_ids))
     )
-    hidden_names = get_hidden_model_names(db)
+    if hidden_names is None:
+        hidden_names = get_hidden_model_names(db)
     workers: dict[str, dict[str, str]] = {}
     assigned = select(Assignment.task_id, Person.id, Person.name).join(Person, Person.id == Assignment.person_id)
     for task_id, person_id, name in db.execute(assigned.where(Assignment.task_id.in_(task_ids)).order_by(Person.name)):

@@ -125,15 +125,18 @@ def _prompt_of(turn: PlaygroundTurn, **columns: Any) -> records.Prompt:
 
 
 def _reviewed_use_cases(db: Session) -> dict[str, str]:
-    """Return prompt id -> use case, where the prompt or a labeler's review names one."""
-    of_prompts = select(PromptRow.id, PromptRow.use_case).where(PromptRow.use_case.is_not(None))
+    """Return prompt id -> use case of users' prompts, where the prompt or a labeler's review names one."""
+    users_prompts = select(PlaygroundTurn.prompt_id).where(PlaygroundTurn.prompt_id.is_not(None))
+    of_prompts = select(PromptRow.id, PromptRow.use_case).where(
+        PromptRow.use_case.is_not(None), PromptRow.id.in_(users_prompts)
+    )
     of_reviews = (
         select(Task.prompt_id, PromptReview.use_case)
         .join(Assignment, Assignment.task_id == Task.id)
         .join(Submission, Submission.assignment_id == Assignment.id)
         .join(PromptReview, PromptReview.submission_id == Submission.id)
         .where(PromptReview.use_case.is_not(None), Submission.replaced_at.is_(None))
-        .where(Submission.invalid_reason.is_(None))
+        .where(Submission.invalid_reason.is_(None), Task.prompt_id.in_(users_prompts))
         .order_by(Submission.id)
     )
     rows = [*db.execute(of_reviews), *db.execute(of_prompts)]

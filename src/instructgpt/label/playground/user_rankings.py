@@ -7,7 +7,7 @@ Thumbs and reports are no records.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
@@ -24,6 +24,8 @@ from instructgpt.label.db.models import (
     PlaygroundTurn,
     PlaygroundUser,
     PromptRow,
+    Task,
+    TaskCompletion,
 )
 from instructgpt.label.playground.review import load_review_verdicts
 from instructgpt.label.tasks.ingest import prompt_hash, text_hash
@@ -31,9 +33,11 @@ from instructgpt.records import Message, Prompt, format_conversation
 
 if TYPE_CHECKING:
     from instructgpt.statistics.intervals import Estimate
+    from instructgpt.statistics.pair_judgments import LabelerRanking
 
 _USER_MODEL = "user"
 """`models` of an edit."""
+_MAX_SELECTED_PROMPTS = 10_000  # in one statement; with more, all rankings are read
 RecordRow = dict[str, Any]
 
 
@@ -205,14 +209,9 @@ def measure_user_agreement(db: Session) -> UserAgreement | None:
         for row in iter_user_records(db, "rankings", Counter())
         if _USER_MODEL not in row["models"]
     ]
-    prompts = {ranking.prompt for ranking in users}
-    hashes = dict(db.execute(select(PromptRow.id, PromptRow.text_hash)).all())
-    texts = dict(db.execute(select(CompletionRow.id, CompletionRow.text_hash)).all())
-    labelers = [
-        LabelerRanking(hashes[row.prompt], row.labeler, [texts[name] for name in row.completions], row.ranks)
-        for row in load_stored_rankings(db)
-        if hashes.get(row.prompt) in prompts and not row.round
-    ]
+    if not users:
+        return None
+    labelers = _load_labeler_rankings(db, {str(ranking.prompt) for ranking in users})
     cells = compare_labelers([*users, *labelers])
     pseudonyms = {ranking.labeler for ranking in users}
     is_user = np.array([name in pseudonyms for name in cells.labelers], dtype=bool)
@@ -231,6 +230,25 @@ def measure_user_agreement(db: Session) -> UserAgreement | None:
         prompts=len(set(mixed.prompt.tolist())),
         users=sum(bool(is_user[index]) for index in indices),
     )
+
+
+def _load_labeler_rankings(db: Session, prompts: Collection[str]) -> list[LabelerRanking]:
+    """Load the labelers' rankings of prompts, which are given by their hashes, in the form of the users' rankings."""
+    from instructgpt.statistics.pair_judgments import LabelerRanking
+
+    rows = db.execute(select(PromptRow.id, PromptRow.text_hash))
+    hashes = {prompt_id: text_hash for prompt_id, text_hash in rows if text_hash in prompts}
+    is_of_prompts = Task.prompt_id.in_(hashes) if len(hashes) <= _MAX_SELECTED_PROMPTS else None
+    rankings = [row for row in load_stored_rankings(db, only=is_of_prompts) if row.prompt in hashes and not row.round]
+    completions = select(CompletionRow.id, CompletionRow.text_hash)
+    if is_of_prompts is not None:
+        in_tasks = select(TaskCompletion.completion_id).join(Task, Task.id == TaskCompletion.task_id)
+        completions = completions.where(CompletionRow.id.in_(in_tasks.where(is_of_prompts)))
+    texts = dict(db.execute(completions).all())
+    return [
+        LabelerRanking(hashes[row.prompt], row.labeler, [texts[name] for name in row.completions], row.ranks)
+        for row in rankings
+    ]
 
 
 def count_feedback(db: Session) -> dict[str, int]:

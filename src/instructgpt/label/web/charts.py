@@ -9,11 +9,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
-from fastapi import Response
+from fastapi.responses import StreamingResponse
 from markupsafe import Markup, escape
 
 # Templates call these as attributes of this module.
@@ -136,19 +137,31 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\u
 """First characters of a cell that a spreadsheet runs as a formula, their full-width forms included."""
 
 
-def csv_download(name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Response:
+_CSV_ROWS_PER_CHUNK = 200
+
+
+def csv_download(name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> StreamingResponse:
     """Return a CSV file (RFC 4180) that spreadsheets read as UTF-8, because of its byte-order mark.
 
+    Rows are sent while they are read. The first one is read here, so that a statement that fails is answered by a page.
     Text that a spreadsheet would run as a formula gets an apostrophe in front.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow(header)
-    writer.writerows([_csv_cell(value) for value in row] for row in rows)
+    remaining_rows = iter(rows)
+    all_rows = chain(list(islice(remaining_rows, 1)), remaining_rows)
+
+    def iter_chunks() -> Iterator[bytes]:
+        yield _format_csv([header]).encode("utf-8-sig")
+        while chunk := list(islice(all_rows, _CSV_ROWS_PER_CHUNK)):
+            yield _format_csv([_csv_cell(value) for value in row] for row in chunk).encode("utf-8", "replace")
+
     headers = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
-    return Response(
-        text.getvalue().encode("utf-8-sig", "replace"), media_type="text/csv; charset=utf-8", headers=headers
-    )
+    return StreamingResponse(iter_chunks(), media_type="text/csv; charset=utf-8", headers=headers)
+
+
+def _format_csv(rows: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\r\n").writerows(rows)
+    return text.getvalue()
 
 
 def csv_time(time_ms: int) -> str:

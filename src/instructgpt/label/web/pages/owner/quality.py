@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import select
@@ -14,15 +15,17 @@ from sqlalchemy.orm import Session
 from instructgpt.label.analysis import quality
 from instructgpt.label.analysis.adjudication import load_task_titles
 from instructgpt.label.analysis.quality import TYPICAL_AGREEMENT_RANGE, QualityReport
+from instructgpt.label.analysis.rankings import has_many_rankings
 from instructgpt.label.analysis.results import get_hidden_model_names, redact_model_names
 from instructgpt.label.auth.dependencies import TeamUser, get_site
+from instructgpt.label.context import Site
 from instructgpt.label.db.models import Batch, Person
 from instructgpt.label.errors import SiteError
 from instructgpt.label.report_cache import CachedReport
 from instructgpt.label.tasks.questions import load_own_questions
 from instructgpt.label.web import charts
 from instructgpt.label.web.params import or_404
-from instructgpt.label.web.rendering import render_page
+from instructgpt.label.web.rendering import redirect, render_page
 
 if TYPE_CHECKING:
     from instructgpt.statistics.intervals import Estimate
@@ -37,7 +40,11 @@ _LAST_LABELER_COLUMNS = ["position_p", "as_shown", "unrated", "unanswered"]
 
 @router.get("/quality")
 def show_quality(request: Request, _: TeamUser, batch: str = "", recompute: bool = False) -> Response:
-    cached, batch_names = _load_quality(request, batch, recompute)
+    cached, batch_names = _get_quality(request, batch, recompute=recompute)
+    if recompute:  # a page that is loaded again must not start another computation
+        return redirect("/quality" + (f"?{urlencode({'batch': batch})}" if batch else ""))
+    if cached is None:
+        return render_page(request, "owner/computing.html", title="quality.title", batch=batch, batch_names=batch_names)
     report = cached.value
     disagreements = [row for row in report.disagreements if row.opposite][:_MAX_DISAGREEMENTS]
     with get_site(request).database.read() as db:
@@ -66,15 +73,14 @@ def _load_prompts(db: Session, task_ids: Sequence[str]) -> dict[str, str]:
     return {task: redact_model_names(text, hidden_names) for task, text in titles.items()}
 
 
-def _load_quality(
-    request: Request, batch: str, recompute: bool = False
-) -> tuple[CachedReport[QualityReport], list[tuple[str, str]]]:
+def _get_quality(
+    request: Request, batch: str, *, recompute: bool = False, wait: bool = False
+) -> tuple[CachedReport[QualityReport] | None, list[tuple[str, str]]]:
     """Return the report, and (id, name) of every batch of rankings.
 
-    Changes of people and batches show at once, new rankings of a large site when its kept report expires.
+    Changes of people and batches show at once. With many rankings the report is computed in the background: the newest
+    one is returned, or None before the first, unless `wait` is set.
     """
-    from instructgpt.statistics import agreement, categorical_agreement  # noqa: F401  # not in the report's time
-
     site = get_site(request)
     batches = select(Batch.id, Batch.name, Batch.questions, Batch.screening).where(Batch.kind == "rank")
     with site.database.read() as db:
@@ -83,14 +89,25 @@ def _load_quality(
         if batch and batch not in dict(names):
             raise SiteError(404, "no_such_batch")
         people = [tuple(row) for row in db.execute(select(Person.id, Person.name, Person.pseudonym, Person.cohort))]
-        key = (batch, hash(repr(rows)), hash(repr(people)))
-        compute = partial(quality.compute_quality, db, batch or None)
-        return site.quality_reports.get(key, compute, recompute=recompute), names
+        is_slow = has_many_rankings(db, [batch] if batch else ())
+    key = ("quality", batch, hash(repr(rows)), hash(repr(people)))
+    compute = partial(_compute_quality, site, batch)
+    if not is_slow:
+        from instructgpt.statistics import agreement, categorical_agreement  # noqa: F401  # not in the report's time
+    return site.reports.load(key, compute, is_slow=is_slow, recompute=recompute, wait=wait), names
+
+
+def _compute_quality(site: Site, batch: str) -> QualityReport:
+    with site.database.read() as db:
+        return quality.compute_quality(db, batch or None)
 
 
 @router.get("/quality/labelers/{labeler}")
 def show_labeler_quality(request: Request, _: TeamUser, labeler: str, batch: str = "") -> Response:
-    report = _load_quality(request, batch)[0].value
+    cached, batch_names = _get_quality(request, batch)
+    if cached is None:
+        return render_page(request, "owner/computing.html", title="quality.title", batch=batch, batch_names=batch_names)
+    report = cached.value
     row = or_404(next((row for row in report.labelers if row.labeler == labeler), None))
     names = {labeler.labeler: labeler.name for labeler in report.labelers}
     matrix = report.matrix
@@ -114,7 +131,6 @@ def show_labeler_quality(request: Request, _: TeamUser, labeler: str, batch: str
 @router.get("/quality/{name}.csv")
 def download_quality_csv(request: Request, _: TeamUser, name: str, batch: str = "") -> Response:
     """Labelers are named by their pseudonyms, as in exports."""
-    report = _load_quality(request, batch)[0].value
     tables = {
         "agreement": _agreement_table,
         "labelers": _labeler_table,
@@ -124,7 +140,9 @@ def download_quality_csv(request: Request, _: TeamUser, name: str, batch: str = 
     }
     if name not in tables:
         raise SiteError(404, "not_found")
-    header, rows = tables[name](report)
+    cached, _batch_names = _get_quality(request, batch, wait=True)
+    assert cached is not None
+    header, rows = tables[name](cached.value)
     return charts.csv_download(name, header, rows)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Form, Query, Request, Response
 from sqlalchemy import select
@@ -12,10 +13,13 @@ from sqlalchemy.orm import Session
 
 from instructgpt.errors import InputError
 from instructgpt.label.analysis import results
+from instructgpt.label.analysis.rankings import has_many_rankings
 from instructgpt.label.auth.dependencies import TeamUser, get_site
+from instructgpt.label.context import Site
 from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import Batch, current_time_ms
 from instructgpt.label.errors import SiteError
+from instructgpt.label.report_cache import CachedReport
 from instructgpt.label.tasks.questions import load_own_questions
 from instructgpt.label.web.pages.owner.batches import get_batch_or_404
 from instructgpt.label.web.rendering import redirect, render_page
@@ -23,6 +27,7 @@ from instructgpt.records import LABELS
 
 router = APIRouter()
 _MAX_POOLED = 20
+_T = TypeVar("_T")
 
 
 @router.get("/results")
@@ -41,12 +46,8 @@ def show_pooled_result(
     """Show several batches as one evaluation: the cohorts of the paper's Figure 3 may be batches of their own."""
     with get_site(request).database.read() as db:
         batches = _get_pool(db, batch or [])
-        report = _compute_results(db, batches, baseline)
-        own_questions = {name: each for row in batches for name, each in load_own_questions(db, row.id).items()}
         warnings = results.find_pool_warnings(db, batches)
-    labels = tuple(dict.fromkeys((*LABELS, *own_questions)))
-    context: dict[str, Any] = {"batch": batches[0], "pool": batches, "warnings": warnings}
-    return render_page(request, "owner/result.html", results=report, labels=labels, own=own_questions, **context)
+    return _render_results(request, batches, baseline, batch=batches[0], pool=batches, warnings=warnings)
 
 
 @router.get("/results/pooled/results.json")
@@ -54,8 +55,8 @@ def download_pooled_results(
     request: Request, _: TeamUser, batch: Annotated[list[str] | None, Query()] = None, baseline: str = ""
 ) -> Response:
     with get_site(request).database.read() as db:
-        rows = results.to_result_rows(_compute_results(db, _get_pool(db, batch or []), baseline))
-    return _results_json(rows)
+        batches = _get_pool(db, batch or [])
+    return _results_json(results.to_result_rows(_wait_for_results(get_site(request), batches, baseline)))
 
 
 def _get_pool(db: Session, batch_ids: Sequence[str]) -> list[Batch]:
@@ -72,14 +73,12 @@ def _get_pool(db: Session, batch_ids: Sequence[str]) -> list[Batch]:
 def show_result(request: Request, _: TeamUser, batch_id: str, baseline: str = "") -> Response:
     with get_site(request).database.read() as db:
         batch = _get_evaluation_batch(db, batch_id)
-        if results.is_blind(batch):
-            precision = results.compute_precision(db, batch)
-            return render_page(request, "owner/result_blind.html", batch=batch, precision=precision)
-        report = _compute_results(db, [batch], baseline)
-        own_questions = load_own_questions(db, batch.id)
-    labels = tuple(dict.fromkeys((*LABELS, *own_questions)))
-    context: dict[str, Any] = {"batch": batch, "pool": [], "warnings": []}
-    return render_page(request, "owner/result.html", results=report, labels=labels, own=own_questions, **context)
+    if not results.is_blind(batch):
+        return _render_results(request, [batch], baseline, batch=batch, pool=[], warnings=[])
+    cached = _load_report(get_site(request), "precision", [batch], _compute_precision)
+    if cached is None:
+        return render_page(request, "owner/computing.html", title="results.title", batch_names=None)
+    return render_page(request, "owner/result_blind.html", batch=batch, precision=cached.value, cached=cached)
 
 
 @router.get("/results/{batch_id}/results.json")
@@ -88,8 +87,7 @@ def download_results_json(request: Request, _: TeamUser, batch_id: str, baseline
         batch = _get_evaluation_batch(db, batch_id)
         if results.is_blind(batch):
             raise SiteError(409, "names_hidden")
-        rows = results.to_result_rows(_compute_results(db, [batch], baseline))
-    return _results_json(rows)
+    return _results_json(results.to_result_rows(_wait_for_results(get_site(request), [batch], baseline)))
 
 
 def _results_json(rows: Sequence[Mapping[str, object]]) -> Response:
@@ -123,8 +121,60 @@ def _get_evaluation_batch(db: Session, batch_id: str) -> Batch:
     return batch
 
 
-def _compute_results(db: Session, batches: Sequence[Batch], baseline: str) -> results.EvaluationResults:
+def _render_results(request: Request, batches: Sequence[Batch], baseline: str, **values: Any) -> Response:
+    site = get_site(request)
+    with _translate_baseline_error():
+        cached = _load_report(site, "results", batches, _compute_results, baseline)
+    if cached is None:
+        return render_page(request, "owner/computing.html", title="results.title", batch_names=None)
+    with site.database.read() as db:
+        own_questions = {name: each for row in batches for name, each in load_own_questions(db, row.id).items()}
+    labels = tuple(dict.fromkeys((*LABELS, *own_questions)))
+    values |= {"results": cached.value, "cached": cached, "labels": labels, "own": own_questions}
+    return render_page(request, "owner/result.html", **values)
+
+
+def _wait_for_results(site: Site, batches: Sequence[Batch], baseline: str = "") -> results.EvaluationResults:
+    """Return the results of batches whose names may be shown, together: those that their page shows, or new ones."""
+    with _translate_baseline_error():
+        cached = _load_report(site, "results", batches, _compute_results, baseline, wait=True)
+    assert cached is not None
+    return cached.value
+
+
+@contextmanager
+def _translate_baseline_error() -> Iterator[None]:
     try:
-        return results.compute_results(db, batches, baseline or None)
+        yield
     except InputError as error:
         raise SiteError(404, "no_such_baseline") from error
+
+
+def _load_report(
+    site: Site,
+    name: str,
+    batches: Sequence[Batch],
+    compute: Callable[[Session, Sequence[Batch], str], _T],
+    baseline: str = "",
+    *,
+    wait: bool = False,
+) -> CachedReport[_T] | None:
+    """Return a report on batches: the kept one, or None when it takes long and there is none yet."""
+    ids = [row.id for row in batches]
+
+    def compute_in_transaction() -> _T:
+        with site.database.read() as db:
+            return compute(db, [db.get_one(Batch, batch_id) for batch_id in ids], baseline)
+
+    with site.database.read() as db:
+        is_slow = has_many_rankings(db, ids)
+    key = (name, baseline, *((row.id, row.state, row.unblinded_at, repr(row.questions)) for row in batches))
+    return site.reports.load(key, compute_in_transaction, is_slow=is_slow, wait=wait)
+
+
+def _compute_results(db: Session, batches: Sequence[Batch], baseline: str) -> results.EvaluationResults:
+    return results.compute_results(db, batches, baseline or None)
+
+
+def _compute_precision(db: Session, batches: Sequence[Batch], _: str) -> results.EvaluationPrecision:
+    return results.compute_precision(db, batches[0])

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
 from instructgpt.label.auth.dependencies import TeamUser, get_site
+from instructgpt.label.db.database import Database
 from instructgpt.label.db.models import Person
+from instructgpt.label.exchange.selection import snapshot
 from instructgpt.label.listing import people, submissions, tasks
 from instructgpt.label.listing.choices import load_filter_choices
 from instructgpt.label.listing.filters import PersonFilter, SubmissionFilter, TaskFilter, count_pages
-from instructgpt.label.listing.submissions import SubmissionListItem
 from instructgpt.label.web import charts
 from instructgpt.label.web.params import or_404
 from instructgpt.label.web.rendering import redirect, render_page
@@ -42,13 +43,15 @@ def show_tasks(request: Request, _: TeamUser, list_filter: Annotated[TaskFilter,
 
 @router.get("/search/tasks.csv")
 def download_tasks_csv(request: Request, _: TeamUser, list_filter: Annotated[TaskFilter, Query()]) -> Response:
-    rows: list[list[object]] = []
-    with get_site(request).database.read() as db:
+    return charts.csv_download("tasks", _TASK_COLUMNS, _iter_task_rows(get_site(request).database, list_filter))
+
+
+def _iter_task_rows(database: Database, list_filter: TaskFilter) -> Iterator[list[object]]:
+    with snapshot(database) as db:
         for item in tasks.iter_task_items(db, list_filter):
             counts = [item.overlap, item.n_done, item.n_open, item.n_skipped]
             origin = [item.source, item.use_case, item.language]
-            rows.append([item.id, item.batch_name, item.kind, item.state, *counts, *origin, item.text])
-    return charts.csv_download("tasks", _TASK_COLUMNS, rows)
+            yield [item.id, item.batch_name, item.kind, item.state, *counts, *origin, item.text]
 
 
 @router.get("/search/submissions")
@@ -63,33 +66,33 @@ def show_submissions(request: Request, _: TeamUser, list_filter: Annotated[Submi
 def download_submissions_csv(
     request: Request, _: TeamUser, list_filter: Annotated[SubmissionFilter, Query()]
 ) -> Response:
-    with get_site(request).database.read() as db:
-        rows = _submission_rows(submissions.iter_submission_items(db, list_filter))
+    rows = _iter_submission_rows(get_site(request).database, list_filter)
     return charts.csv_download("submissions", _SUBMISSION_COLUMNS, rows)
 
 
-def _submission_rows(items: Iterable[SubmissionListItem]) -> list[list[object]]:
-    """Return the rows of the CSV file; labelers are named by their pseudonyms, as in exports."""
-    rows: list[list[object]] = []
-    for item in items:
-        submission = item.submission
-        where: list[object] = [submission.id, item.task.id, item.batch.name, submission.kind]
-        labeler: list[object] = [item.person.pseudonym, item.person.cohort, item.state, submission.version]
-        work: list[object] = [charts.csv_time(submission.created_at), submission.active_ms / 1000, item.mean_rating]
-        rows.append([*where, *labeler, *work, " ".join(item.labels), item.prompt, item.text, submission.note])
-    return rows
+def _iter_submission_rows(database: Database, list_filter: SubmissionFilter) -> Iterator[list[object]]:
+    """Yield the rows of the CSV file; labelers are named by their pseudonyms, as in exports."""
+    with snapshot(database) as db:
+        for item in submissions.iter_submission_items(db, list_filter):
+            submission = item.submission
+            where: list[object] = [submission.id, item.task.id, item.batch.name, submission.kind]
+            labeler: list[object] = [item.person.pseudonym, item.person.cohort, item.state, submission.version]
+            work: list[object] = [charts.csv_time(submission.created_at), submission.active_ms / 1000, item.mean_rating]
+            yield [*where, *labeler, *work, " ".join(item.labels), item.prompt, item.text, submission.note]
 
 
 @router.get("/people.csv")
 def download_people_csv(request: Request, _: TeamUser, list_filter: Annotated[PersonFilter, Query()]) -> Response:
-    rows: list[list[object]] = []
-    with get_site(request).database.read() as db:
+    return charts.csv_download("people", _PERSON_COLUMNS, _iter_person_rows(get_site(request).database, list_filter))
+
+
+def _iter_person_rows(database: Database, list_filter: PersonFilter) -> Iterator[list[object]]:
+    with snapshot(database) as db:
         for item in people.iter_person_items(db, list_filter):
             person, latest = item.person, charts.csv_time(item.latest_ms) if item.latest_ms else None
             account: list[object] = [person.pseudonym, person.role, person.status, person.cohort, person.fold]
             work: list[object] = [item.submissions, item.active_ms / 3_600_000, latest]
-            rows.append([*account, charts.csv_time(person.created_at), *work])
-    return charts.csv_download("people", _PERSON_COLUMNS, rows)
+            yield [*account, charts.csv_time(person.created_at), *work]
 
 
 @router.get("/people/{person_id}/work")
