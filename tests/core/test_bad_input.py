@@ -117,18 +117,12 @@ def test_reward_refuses_rankings_without_ranked_pairs(kit, command, tmp_path, ou
     assert not out.exists()
 
 
-@pytest.mark.parametrize("stage", ["reward", "sft"])
-def test_data_that_is_all_too_long_is_refused_with_the_reason(stage, kit, command, tmp_path, out):
-    """Three rankings of two completions and three demonstrations, none of which fits."""
+def test_rankings_that_are_all_too_long_are_refused_with_the_reason(kit, command, tmp_path, out):
     long = "a long way to go " * 400
-    rankings = [{"prompt": f"p{n}", "completions": [f"x {long}", f"y {long}"], "ranks": [1, 2]} for n in range(3)]
-    demonstrations = [{"prompt": f"p{n}", "completion": long} for n in range(3)]
-    records, train = {"reward": (rankings, kit.train_reward), "sft": (demonstrations, kit.sft)}[stage]
-    file = write(tmp_path / "long.jsonl", records)
-    told = command(*train(out, "--data", file, "--validation", file)).error_line(2)
-    assert "0 to validate on" in told
-    expected = {"reward": "completions longer than the context: 6", "sft": "longer than the context: 3"}
-    assert re.search(rf"left out, with a context of \d+ tokens: .*{expected[stage]}", told)
+    rows = [{"prompt": f"p{n}", "completions": [f"x {long}", f"y {long}"], "ranks": [1, 2]} for n in range(3)]
+    file = write(tmp_path / "long.jsonl", rows)
+    told = command(*kit.train_reward(out, "--data", file, "--validation", file)).error_line(2)
+    assert re.search(r"left out, with a context of \d+ tokens: .*completions longer than the context: 6", told)
     assert not out.exists()
 
 

@@ -22,7 +22,6 @@ from instructgpt.data.splits import is_heldout
 from instructgpt.data.tokenization import PromptTokenizer, split_assistant_turns, tokenize_demonstrations
 from instructgpt.distributed.launch import launch
 from instructgpt.errors import InputError
-from instructgpt.formatting import format_left_out
 from instructgpt.models.lora import add_lora, get_trainable_module
 from instructgpt.models.policy import (
     context_length,
@@ -172,15 +171,15 @@ def load_data(
     else:
         validation_records = [record for record in records if is_heldout(record.prompt)]
         records = [record for record in records if not is_heldout(record.prompt)]
+    if not validation_records or not records:
+        counts = f"{len(records)} demonstrations to train on, {len(validation_records)} to validate on"
+        raise InputError(f"{counts}; add demonstrations, or give --validation")
     learned = [select_turns(part, config.learn) for part in (records, validation_records)]
     if len(learned[0]) > len(records):
         run.info(f"{len(records)} demonstrations hold {len(learned[0])} assistant turns, each learned; see --learn")
     training, too_long = tokenize_demonstrations(learned[0], tokenizer, context)
     validation, validation_too_long = tokenize_demonstrations(learned[1], tokenizer, context)
     left_out = {"longer than the context": too_long + validation_too_long, "bad lines": len(skipped.reasons)}
-    if not training or not validation:
-        counts = f"{len(training)} demonstrations to train on, {len(validation)} to validate on"
-        raise InputError(f"{counts} ({format_left_out(left_out, context)}); add demonstrations, or give --validation")
     run.summary["left_out"] = left_out
     run.info(f"{len(training)} demonstrations, {len(validation)} for validation; left out: {left_out}")
     max_prompt_tokens = context - config.max_tokens
