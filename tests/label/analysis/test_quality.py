@@ -12,8 +12,8 @@ from sqlalchemy import event
 from support.owner import fill, people
 from support.site import add_person, client_of
 
-from instructgpt.label.analysis import quality
-from instructgpt.label.db.models import GoldAnswer
+from instructgpt.label.analysis import quality, rankings
+from instructgpt.label.db.models import GoldAnswer, PromptRow, Task
 from instructgpt.label.tasks.batches import OverlapPolicy
 
 DATABASES = ("sqlite",)
@@ -102,7 +102,13 @@ def test_labeler_profile_numbers(site):
     filled.rank(1, ada, [1, 2, 3], active=120_000, ratings=[4, 3, 2], pasted=0.0)
     filled.rank(1, ben, [1, 2, 3])
     filled.save()
-    row = next(row for row in compute_quality(site).labelers if row.name == "ada")
+    labelers = {labeler.name: labeler for labeler in compute_quality(site).labelers}
+    row = labelers["ada"]
+    # One question of the task and ten labels of each of three completions are open in a ranking.
+    assert {name: (each.unrated, each.unanswered) for name, each in labelers.items()} == {
+        "ada": (0, 62),
+        "ben": (3, 31),
+    }
     assert row.rankings == 2
     assert row.seconds == pytest.approx((20 + 40) / 2)
     assert row.hours == pytest.approx(180 / 3600)
@@ -145,6 +151,10 @@ def test_planted_disagreement_is_listed_first(site):
         for person in crowd:
             filled.rank(task, person, [3, 2, 1] if task == 2 and person is crowd[2] else [1, 2, 3])
     filled.save()
+    page = client_of(site, add_person(site, "olga", role="owner")).get("/quality").text
+    with site.database.read() as db:
+        prompt = db.get_one(PromptRow, db.get_one(Task, filled.tasks[2]).prompt_id).text
+    assert re.search(rf'href="/adjudication/{filled.tasks[2]}"[^>]*>{re.escape(prompt)}<', page), "named by its prompt"
     first, *others = compute_quality(site).disagreements
     assert first.task == filled.tasks[2]
     assert (first.labelers, first.opposite, first.decided) == (
@@ -205,7 +215,8 @@ def fill_many_labelers(site, tasks=1_000, labelers=40):
     return filled
 
 
-def test_quality_page_sends_a_constant_number_of_statements(site):
+def test_quality_page_sends_a_constant_number_of_statements(site, monkeypatch):
+    monkeypatch.setattr(rankings, "MAX_QUICK_RANKINGS", 10**6)  # computed while the page waits
     fill_many_labelers(site, tasks=20, labelers=4)
     owner = add_person(site, "olga", role="owner")
     client = client_of(site, owner)

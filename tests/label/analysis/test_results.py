@@ -105,6 +105,19 @@ def test_bradley_terry_of_two_models_is_the_log_odds_of_the_win_rate(site):
     assert rows["ppo"] - rows["sft"] == pytest.approx(190.85, abs=0.05)  # 400 log10(12 / 4)
 
 
+def test_strengths_of_two_labelers_say_what_their_intervals_rest_on(site):
+    filled, crowd = fill(site, tasks=12, purpose="evaluation", baseline="sft"), people(site, "ada", "ben")
+    rng = Random(3)
+    for task in range(12):
+        for person in crowd:
+            filled.rank(task, person, rng.sample(range(1, 4), 3))
+    filled.save()
+    close_batch(site, filled.batch)
+    page = client_of(site, add_person(site, "olga", role="owner")).get(f"/results/{filled.batch}").text
+    section = page[page.index("Bradley") :].partition("</section>")[0]
+    assert "<strong>two labelers</strong>" in section
+
+
 def test_repeats_and_gold_tasks_are_excluded(site):
     (ada,) = people(site, "ada")
     filled = fill(site, tasks=2, purpose="evaluation", baseline="sft")

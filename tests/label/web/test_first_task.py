@@ -1,5 +1,4 @@
-"""From the instructions' quiz to the task that one has started, what the screening test does not ask, and what a review leaves
-to the labeler.
+"""From the quiz to the task that one has started, what the screening test does not ask, what a review leaves open.
 
 pytest tests/label/web/test_first_task.py
 """
