@@ -25,12 +25,21 @@ from instructgpt.label.db.models import (
     Task,
     TaskCompletion,
 )
+from instructgpt.label.tasks.batches import OverlapPolicy
 
 HOUR = 3_600_000
 
 
 def add_batch(db, name: str, kind: str = "rank", purpose: str = "training", state: str = "closed", **more) -> Batch:
-    batch = Batch(name=name, kind=kind, purpose=purpose, state=state, policy={"overlap": 1}, intake={}, **more)
+    batch = Batch(
+        name=name,
+        kind=kind,
+        purpose=purpose,
+        state=state,
+        policy=OverlapPolicy(overlap=1).model_dump(mode="json"),
+        intake={},
+        **more,
+    )
     db.add(batch)
     db.flush()
     return batch

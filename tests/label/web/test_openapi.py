@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import count
 
 import pytest
 import schemathesis
 from fastapi.openapi.utils import get_openapi
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 from sqlalchemy import select
 from support.exchange import fill
 from support.site import add_person, client_of
@@ -24,6 +24,7 @@ from instructgpt.label.web.pages import PAGE_ROUTERS as PAGES
 schemathesis.serializer.alias("application/x-ndjson", "text/plain")
 EXAMPLES = 6
 PAGE_EXAMPLES = 2
+LONGEST_QUERY = 10_000
 LEFT_ALONE = ("/api/v1/sign-in", "/api/v1/redeem")
 """They hash passwords, which is slow on purpose; `test_site_accounts` has them."""
 
@@ -74,17 +75,17 @@ def operations(schema, left_alone=LEFT_ALONE) -> Iterator[schemathesis.APIOperat
 
 @pytest.mark.parametrize("mode", ["positive", "negative"])
 def test_no_page_returns_a_server_error(filled, mode):
-    """Addresses and forms of every page, described as an API for this test alone; half of the ids are real ones."""
+    """Addresses and forms of every page, described as an API for this test alone; their ids are real ones."""
     site, _ = filled
     owner = client_of(site, add_person(site, f"owner {mode}", role="owner"))
     show_faults(owner)
     routes = [route for router in PAGES for route in router.routes]
     schema = schemathesis.openapi.from_dict(get_openapi(title="pages", version="1", routes=routes))
-    counted: dict[str, set[int]] = {}
+    ids, counted = real_ids(site), dict[str, set[int]]()
     for operation in operations(schema, PAGES_LEFT_ALONE):
         try:
-            asking(operation, mode, [owner], counted, PAGE_EXAMPLES, real_ids(site))()
-        except schemathesis.errors.SchemathesisError:
+            asking(operation, mode, [owner], counted, PAGE_EXAMPLES, ids)()
+        except (schemathesis.errors.SchemathesisError, Unsatisfiable):
             assert mode == "negative"
     assert len(counted) > 100 if mode == "positive" else counted
     assert owner.get("/overview").status_code == 200, "the session has ended"
@@ -112,7 +113,6 @@ def test_no_operation_returns_a_server_error(described, mode):
 
 def asking(operation, mode, clients, counted, examples=EXAMPLES, ids=None):
     """A test that asks one operation in many ways, of everybody."""
-    turns = count()
 
     @settings(
         max_examples=examples,
@@ -124,7 +124,7 @@ def asking(operation, mode, clients, counted, examples=EXAMPLES, ids=None):
     )
     @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
     def ask(case):
-        if ids and next(turns) % 2:
+        if ids:
             case.path_parameters = {name: ids.get(name, value) for name, value in (case.path_parameters or {}).items()}
         for client in clients:
             answer = send(client, case)
@@ -136,8 +136,10 @@ def asking(operation, mode, clients, counted, examples=EXAMPLES, ids=None):
 
 
 def send(client, case):
-    """One request; None for one that no client could send: half a surrogate pair, a NUL in an address."""
+    """One request; None for one that no client could send: half a surrogate pair, a NUL in an address, no end of it."""
     asked = case.as_transport_kwargs(base_url="http://testserver")
+    if len(str(asked.get("params"))) > LONGEST_QUERY:
+        return None
     headers = {
         name: value
         for name, value in (asked.get("headers") or {}).items()
