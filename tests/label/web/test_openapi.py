@@ -24,7 +24,7 @@ from instructgpt.label.web.pages import PAGE_ROUTERS as PAGES
 schemathesis.serializer.alias("application/x-ndjson", "text/plain")
 EXAMPLES = 6
 PAGE_EXAMPLES = 2
-LONGEST_QUERY = 10_000
+LONGEST_ADDRESS = 10_000
 LEFT_ALONE = ("/api/v1/sign-in", "/api/v1/redeem")
 """They hash passwords, which is slow on purpose; `test_site_accounts` has them."""
 
@@ -138,7 +138,7 @@ def asking(operation, mode, clients, counted, examples=EXAMPLES, ids=None):
 def send(client, case):
     """One request; None for one that no client could send: half a surrogate pair, a NUL in an address, no end of it."""
     asked = case.as_transport_kwargs(base_url="http://testserver")
-    if len(str(asked.get("params"))) > LONGEST_QUERY:
+    if len(str(asked.get("params"))) > LONGEST_ADDRESS:
         return None
     headers = {
         name: value
