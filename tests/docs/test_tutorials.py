@@ -130,20 +130,14 @@ def test_round_two(kit, folder, monkeypatch):
     assert any(row["model"] == "round-2" and row["metric"] == "win_rate_vs_round-1" for row in rows)
 
 
-def test_a_figure_of_the_paper_is_planned(folder, monkeypatch, capsys):
-    """The small sweep of the page takes a minute: it is part of `make test-long`."""
-    is_long = bool(os.environ.get("INSTRUCTGPT_TEST_LONG"))
-
-    def sweep(argv, _):
-        if is_long or "--dry-run" in argv:
-            assert cli.run_command(argv) == 0
-
-    tutorial = Tutorial("paper-figure", hooks={"sweep": sweep})
+@pytest.mark.skipif(not os.environ.get("INSTRUCTGPT_TEST_LONG"), reason="minutes: part of `make test-long`")
+def test_a_figure_of_the_paper(folder, monkeypatch, capsys):
+    tutorial = Tutorial("paper-figure")
     tutorial.run(monkeypatch, folder)
     assert tutorial.ran == ["sweep", "sweep"]
     printed = capsys.readouterr().out
-    assert len([line for line in printed.splitlines() if line.startswith("cell ")]) >= 7
-    assert not is_long or (folder / "runs" / "figure-34-smoke" / "sweep.svg").exists()
+    assert len([line for line in printed.splitlines() if "cell " in line]) >= 7
+    assert (folder / "runs" / "figure-34-smoke" / "sweep.svg").exists()
 
 
 def test_vary_one_detail(kit, folder, monkeypatch, capsys):
@@ -159,11 +153,11 @@ def test_vary_one_detail(kit, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     names: dict[str, object] = {}
     for source in code:
-        small = source.replace('"episodes": 64', '"episodes": 16').replace('"max_tokens": 16', '"max_tokens": 6')
+        small = source.replace('"episodes": 64', '"episodes": 48').replace('"max_tokens": 16', '"max_tokens": 6')
         exec(compile(small, "vary-one-detail.ipynb", "exec"), names)
     assert functional.whiten is before
     assert len(names["pairs"]) == 3
     assert any(names["pairs"])
     printed = capsys.readouterr().out
     assert "def center(advantages)" in json.dumps(names["record"]["patches"])
-    assert "objective/entropy: " in printed
+    assert "objective/entropy " in printed

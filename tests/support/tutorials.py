@@ -81,4 +81,4 @@ def served(argv: Sequence[str], port: int) -> Iterator[None]:
         yield
     finally:
         process.process.terminate()
-        process.process.wait()
+        process.end()
