@@ -61,7 +61,7 @@ test: $(STAMP)  ## format, lint, types and every test
 	$(TEST)
 
 test-long: $(STAMP)  ## the tests that take minutes: many users and labelers on one site, workers of a sweep, through kills
-	INSTRUCTGPT_TEST_LONG=1 $(TEST) tests/label/playground/test_load.py tests/label/playground/test_erasure.py tests/sweep/test_sweep_claims.py tests/docs/test_site.py tests/docs/test_tutorials.py
+	INSTRUCTGPT_TEST_LONG=1 $(TEST) tests/label/playground/test_load.py tests/label/playground/test_erasure.py tests/sweep/test_sweep_claims.py tests/docs/test_site.py tests/docs/test_tutorials.py tests/plan/test_recipes.py
 
 check: $(STAMP)  ## the same without the slow tests
 	$(PYTHON_IN) -m ruff format --check .
