@@ -20,6 +20,7 @@ sys.path.append(str(Path(__file__).parents[2] / "bench"))
 import recipes
 
 ROOT = Path(__file__).parents[2]
+long = pytest.mark.skipif(not os.environ.get("INSTRUCTGPT_TEST_LONG"), reason="minutes: part of `make test-long`")
 NAMES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 
 
@@ -34,7 +35,7 @@ def test_recipe_is_a_run(name):
     assert {"start", "reward", "ppo_ptx"} <= set(build_stage_configs(config))
 
 
-@pytest.mark.skipif(not os.environ.get("INSTRUCTGPT_TEST_LONG"), reason="minutes: part of `make test-long`")
+@long
 @pytest.mark.parametrize("name", recipes.PLANNED)
 def test_the_head_of_a_recipe_is_what_the_planner_says(name):
     text = (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
@@ -43,6 +44,7 @@ def test_the_head_of_a_recipe_is_what_the_planner_says(name):
     assert "does not fit" not in block
 
 
+@long
 def test_memory_of_adapters_by_hand(tmp_path):
     """SFT of 7 B in bf16 with LoRA holds the frozen weights in 2 bytes: 13.5 GB, and never three copies of them."""
     lengths = "--records 100 --prompt-tokens 64 --completion-tokens 64"
