@@ -10,7 +10,16 @@ from pydantic import ValidationError
 from scipy import stats
 
 from instructgpt.errors import InputError
-from instructgpt.evaluate.metrics import bias, labels, preference, tax, text_metrics, toxicity, truthfulness
+from instructgpt.evaluate.metrics import (
+    bias,
+    generalization,
+    labels,
+    preference,
+    tax,
+    text_metrics,
+    toxicity,
+    truthfulness,
+)
 from instructgpt.evaluate.reward import metrics
 from instructgpt.evaluate.reward.metrics import ScoredRanking
 from instructgpt.records import LABELS, Ranking, parse_record
@@ -101,6 +110,25 @@ def test_truthfulness_matches_hand_computation():
     assert value(rows, "truthful_and_informative", "ppo", "qa") == 0.5
     assert value(rows, "truthful_and_informative", "base", "qa") == 0
     assert value(rows, "truthfulness/truthful/qa", "ppo", "base") == 0.5
+
+
+def test_generalization_matches_hand_computation():
+    verdicts = [
+        ("sft", "p1", True, False),
+        ("sft", "p2", False, False),
+        ("ppo", "p1", True, True),
+        ("ppo", "p2", True, False),
+    ]
+    answers = [
+        generalization.GradedAnswer(
+            model=model, condition="new_kind", prompt=prompt, follows_instruction=follows, fully_right=right
+        )
+        for model, prompt, follows, right in verdicts
+    ]
+    rows = generalization.measure_generalization(answers)
+    assert [value(rows, "follows_instruction", model, "new_kind") for model in ("sft", "ppo")] == [0.5, 1]
+    assert [value(rows, "fully_right", model, "new_kind") for model in ("sft", "ppo")] == [0, 0.5]
+    assert value(rows, "generalization/follows_instruction/new_kind", "ppo", "sft") == 0.5
 
 
 def continuation(prompt, score, model="ppo", condition="respectful"):

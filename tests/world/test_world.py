@@ -16,6 +16,7 @@ from instructgpt.records import LABELS, USE_CASES, Completion, Prompt
 from instructgpt.statistics.agreement import inter_labeler_agreement
 from instructgpt.world import MAX_UTILITY, SimulatedLabelers, World
 from instructgpt.world.corpus import DOCUMENT_GENERATORS, flawed_answer
+from instructgpt.world.generalization import GENERALIZATION_KINDS
 from instructgpt.world.labelers import ranks_by_utility
 
 TRAINING = ("sft", "reward", "ppo")
@@ -87,6 +88,31 @@ def test_the_corpus_never_prints_an_evaluation_prompt(world: World, corpus: list
     lines = {line.removeprefix("Question: ") for text in corpus for line in text.split("\n")}
     assert len(lines) > 5000
     assert lines.isdisjoint(evaluated)
+
+
+def test_generalization_requests_are_in_no_training_data(world: World, corpus: list[str]) -> None:
+    """Others of their kind are in the corpus; none is among the prompts of labelers or of PPO."""
+    prompts = {prompt.prompt for split in TRAINING for prompt in world.prompts(split, 3_000)}
+    for kind in GENERALIZATION_KINDS:
+        requests = world.generalization_prompts(kind, 120)
+        assert len(set(requests)) == 120
+        of_kind = {text for text, task in world.tasks.items() if task.content.use_case == kind}
+        assert prompts.isdisjoint(of_kind)
+        assert not any(request in text for request in requests for text in corpus)
+        assert sum(any(text in document for text in of_kind - set(requests)) for document in corpus) > 50
+        for request in requests:
+            gold = world.demonstration(request)
+            assert world.utility(request, gold) == MAX_UTILITY
+            assert world.utility(request, gold + " You are a dolt.") < MAX_UTILITY
+    with pytest.raises(InputError, match="no kind 'poems'"):
+        world.generalization_prompts("poems", 1)
+
+
+def test_generalization_requests_by_hand(world: World) -> None:
+    (request,) = (text for text in world.tasks if text == "Swap the words: fox, lamp.")
+    judged = {answer: world.judge(request, answer) for answer in ("Swapped: lamp, fox.", "Swapped: fox, lamp.", "fox")}
+    assert [judgment.follow for judgment in judged.values()] == pytest.approx([1.0, 0.2, 0.1])
+    assert [judgment.follows_instruction for judgment in judged.values()] == [True, False, False]
 
 
 def test_splits_have_their_users_use_cases_and_myths(world: World) -> None:

@@ -280,6 +280,7 @@ class ExamConfig(CommandConfig):
     labelers: int = Field(2, ge=1, description="labelers per cohort who rank each list")
     temperature: float = Field(1.0, ge=0, description="sampling temperature of the ranked completions")
     truth_samples: int = Field(4, ge=1, description="answers per question of fact")
+    generalization_prompts: int = Field(120, ge=1, description="requests of each kind that is in no prompt of training")
     toxicity_prompts: int = Field(300, ge=1, description="beginnings of forum posts, per condition")
     exercises: int = Field(300, ge=1, description="exercises per corpus task")
     documents: int = Field(300, ge=1, description="held-out documents")

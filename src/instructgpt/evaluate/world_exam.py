@@ -15,13 +15,15 @@ from pathlib import Path
 from instructgpt.evaluate.best_of_n_policy import BestOfN
 from instructgpt.evaluate.configs import ExamConfig
 from instructgpt.evaluate.inference import EvaluatedModel, generate_answers, generate_continuations, text_logps
-from instructgpt.evaluate.metrics import bias, labels, preference, tax, toxicity, truthfulness
+from instructgpt.evaluate.metrics import bias, generalization, labels, preference, tax, toxicity, truthfulness
 from instructgpt.models.policy import pick_device
 from instructgpt.records import Completion, Ranking, Record, read_records, write_records
 from instructgpt.results import ResultRow
 from instructgpt.run.directory import read_jsonl_log
 from instructgpt.statistics.intervals import mean
 from instructgpt.world import SimulatedLabelers, World
+from instructgpt.world.generalization import GENERALIZATION_KINDS
+from instructgpt.world.utility import MAX_UTILITY
 
 _TOXICITY_CONDITIONS = ("none", "respectful", "biased")
 _TRUTH_CONDITIONS = ("qa", "instruction")
@@ -74,6 +76,10 @@ def _answer_instructions(
     prompts = [prompt.prompt for prompt in world.prompts("test", exam.prompts)]
     completions = generate(prompts, per_prompt=exam.samples)
     records = [_ExamRecord(part="preference", text=c.prompt, said=c.completion, finish=c.finish) for c in completions]
+    for kind in GENERALIZATION_KINDS:
+        for c in generate(world.generalization_prompts(kind, exam.generalization_prompts), per_prompt=exam.samples):
+            fields = {"part": "generalization", "condition": kind, "text": c.prompt}
+            records.append(_ExamRecord(said=c.completion, finish=c.finish, **fields))
     for condition in _TRUTH_CONDITIONS:
         questions = [question.prompt for question in world.questions(condition)]
         for answer in generate(questions, per_prompt=exam.truth_samples):
@@ -153,7 +159,21 @@ def grade_exams(
             for (model, he), (_, she) in zip(parts["bias"][::2], parts["bias"][1::2], strict=True)
         ]
     )
-    return rows + _measure_tax(parts)
+    graded = [
+        _grade(world, model, record) for part in ("preference", "generalization") for model, record in parts[part]
+    ]
+    return rows + generalization.measure_generalization(graded) + _measure_tax(parts)
+
+
+def _grade(world: World, model: str, record: _ExamRecord) -> generalization.GradedAnswer:
+    judgment = world.judge(record.text, record.said, record.finish)
+    return generalization.GradedAnswer(
+        model=model,
+        condition=record.condition or "test_prompts",
+        prompt=record.text,
+        follows_instruction=judgment.follows_instruction,
+        fully_right=judgment.utility >= MAX_UTILITY - 1e-9,
+    )
 
 
 def _measure_tax(parts: Mapping[str, Sequence[tuple[str, _ExamRecord]]]) -> list[ResultRow]:

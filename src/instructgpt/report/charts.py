@@ -233,37 +233,49 @@ def truthfulness_figure(results: Results) -> str:
             for condition in results.conditions("truthfulness", "truthful")
         ]
         return render_figure(panels, [*size_legend, (translate("charts.true_or_not"), MUTED_COLOR, True)])
-    for condition in results.conditions("truthfulness", "truthful"):
-        truthfulness_bars = []
-        for model in results.models("truthfulness"):
-            informative_row = results.get("truthfulness", "truthful_and_informative", model, condition)
-            truthful_row = results.get("truthfulness", "truthful", model, condition)
-            bar = _make_bar(results, informative_row, model)
-            truthfulness_bars.append(
-                Bar(
-                    bar.label,
-                    bar.color,
-                    bar.value,
-                    bar.low,
-                    bar.high,
-                    background_value=truthful_row.value if truthful_row else None,
-                )
-            )
-        panels.append(
-            render_bar_panel(
-                truthfulness_title(results, condition),
-                truthfulness_bars,
-                metric="truthful",
-                limits=_axis_limits(results.rows("truthfulness")),
-            )
+    panels = [
+        _render_nested_shares(
+            results,
+            "truthfulness",
+            ("truthful_and_informative", "truthful"),
+            condition,
+            truthfulness_title(results, condition),
         )
-    return render_figure(
-        panels,
-        legend=[
-            (translate("charts.true"), MUTED_COLOR, False),
-            (translate("charts.true_and_informative"), "currentColor", False),
-        ],
-    )
+        for condition in results.conditions("truthfulness", "truthful")
+    ]
+    legend = [
+        (translate("charts.true"), MUTED_COLOR, False),
+        (translate("charts.true_and_informative"), "currentColor", False),
+    ]
+    return render_figure(panels, legend=legend)
+
+
+def generalization_figure(results: Results) -> str:
+    """Draw bars by kind of prompt: followed in gray, fully right in color."""
+    metrics = ("fully_right", "follows_instruction")
+    panels = [
+        _render_nested_shares(results, "generalization", metrics, condition, _capitalize(condition_name(condition)))
+        for condition in results.conditions("generalization", "fully_right")
+    ]
+    legend = [
+        (metric_name("follows_instruction"), MUTED_COLOR, False),
+        (metric_name("fully_right"), "currentColor", False),
+    ]
+    return render_figure(panels, legend=legend)
+
+
+def _render_nested_shares(
+    results: Results, evaluation: str, metrics: tuple[str, str], condition: str, title: str
+) -> str:
+    """Render a bar a model: the first metric in color before the second, which includes it, in gray."""
+    inner, outer = metrics
+    bars = []
+    for model in results.models(evaluation):
+        bar = _make_bar(results, results.get(evaluation, inner, model, condition), model)
+        outer_row = results.get(evaluation, outer, model, condition)
+        background = outer_row.value if outer_row else None
+        bars.append(Bar(bar.label, bar.color, bar.value, bar.low, bar.high, background_value=background))
+    return render_bar_panel(title, bars, metric=outer, limits=_axis_limits(results.rows(evaluation)))
 
 
 def truthfulness_title(results: Results, condition: str) -> str:

@@ -102,6 +102,7 @@ def check_findings(results: Results) -> list[Finding]:
     return [
         *_preference_findings(results),
         *_label_findings(results),
+        *_generalization_findings(results),
         *_truthfulness_findings(results),
         *_toxicity_findings(results),
         *_tax_findings(results),
@@ -250,6 +251,20 @@ def _label_findings(results: Results) -> list[Finding]:
             translate("finding.hallucination"),
             [check("hallucination", "ppo_ptx", -1)],
         ),
+    ]
+
+
+def _generalization_findings(results: Results) -> list[Finding]:
+    return [
+        _make_finding(
+            "generalization",
+            translate(f"finding.{condition}"),
+            [
+                _check_greater(results, "generalization", "follows_instruction", (model, "sft"), condition)
+                for model in _RL_MODELS
+            ],
+        )
+        for condition in ("new_kind", "second_language")
     ]
 
 

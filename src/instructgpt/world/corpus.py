@@ -13,6 +13,7 @@ from random import Random
 
 from instructgpt.records import USE_CASES, Document
 from instructgpt.world.facts import Knowledge
+from instructgpt.world.generalization import GENERALIZATION_KINDS
 from instructgpt.world.lexicon import Lexicon
 from instructgpt.world.tasks import WorldTask
 from instructgpt.world.use_cases import CHATTER, PERSON_QUESTIONS, STORY_ENDS, STORY_STARTS, sample_passages
@@ -38,7 +39,8 @@ class CorpusSources:
 
     @cached_property
     def tasks_by_use_case(self) -> dict[str, list[WorldTask]]:
-        return {use_case: [task for task in self.tasks if task.content.use_case == use_case] for use_case in USE_CASES}
+        kinds = (*USE_CASES, *GENERALIZATION_KINDS)
+        return {kind: [task for task in self.tasks if task.content.use_case == kind] for kind in kinds}
 
 
 _CORRECT_SHARE, _CORRECT_SHARE_ON_MYTHS, _OFF_TOPIC_SHARE = 0.62, 0.2, 0.16
@@ -89,7 +91,8 @@ def _make_exercises(sources: CorpusSources, rng: Random) -> str:
 def _sample_tasks(sources: CorpusSources, rng: Random, count: int, only_facts: bool = False) -> Iterator[WorldTask]:
     """Sample tasks by use case first, so that small use cases are as frequent as large ones."""
     for _ in range(count):
-        yield rng.choice(sources.tasks_by_use_case["open_qa" if only_facts else rng.choice(USE_CASES)])
+        kinds = ("open_qa",) if only_facts else (*USE_CASES, *GENERALIZATION_KINDS)
+        yield rng.choice(sources.tasks_by_use_case[rng.choice(kinds)])
 
 
 def _make_question_list(sources: CorpusSources, rng: Random) -> str:
@@ -186,7 +189,7 @@ DOCUMENT_GENERATORS: dict[str, tuple[float, Callable[[CorpusSources, Random], st
     "folklore": (0.08, _make_folklore),
     "forum": (0.11, _make_forum),
     "bilingual": (0.07, _make_bilingual),
-    "passage": (0.14, _make_passage),
+    "passage": (0.2, _make_passage),
     "story": (0.03, _make_story),
     "jobs": (0.06, _make_job_lines),
 }

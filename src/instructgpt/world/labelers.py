@@ -154,7 +154,7 @@ def ranks_by_utility(utilities: Sequence[float]) -> tuple[int, ...]:
 def _labels_from_judgment(judgment: CompletionJudgment, completion: str) -> dict[str, bool | None]:
     """Answer the questions of Table 3 from the truth; nothing in this world is sexual or violent."""
     derived = {
-        "fails_instruction": judgment.follow < 0.5,
+        "fails_instruction": not judgment.follows_instruction,
         "inappropriate": judgment.clean < 1,
         "hallucination": judgment.hallucinated,
         "satisfies_constraint": None if judgment.constraint is None else bool(judgment.constraint),

@@ -32,6 +32,8 @@ _ENGLISH_WORDS = {
 }
 """Word classes; PRESENT and PAST are the same verbs in the same order."""
 
+_TRANSLATED = ("ANIMAL", "COLOUR", "PRESENT", "OBJECT")
+"""Classes with a Zib word for each word; the Zib words of ANIMAL are the class ZIBANIMAL."""
 NUMBER_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5}
 _SLOT_PATTERN = re.compile(r"\{([A-Z]+)(\d*)\}")
 
@@ -102,17 +104,11 @@ def make_lexicon(rng: Random) -> Lexicon:
         "LAND": tuple(lands),
         "CITY": tuple(cities),
     }
-    translated = [word for kind in ("ANIMAL", "COLOUR", "PRESENT", "OBJECT") for word in classes[kind]]
-    return Lexicon(
-        classes,
-        dict(
-            zip(
-                translated,
-                _invent_words(rng, len(translated), "bdgklmnprtvz", ("u", "em", "or", "il", "as"), used_words),
-                strict=True,
-            )
-        ),
-    )
+    translated = [word for kind in _TRANSLATED for word in classes[kind]]
+    zib_words = _invent_words(rng, len(translated), "bdgklmnprtvz", ("u", "em", "or", "il", "as"), used_words)
+    zib = dict(zip(translated, zib_words, strict=True))
+    classes |= {f"ZIB{kind}": tuple(zib[word] for word in classes[kind]) for kind in _TRANSLATED}
+    return Lexicon(classes, zib)
 
 
 def _invent_words(

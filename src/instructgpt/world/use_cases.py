@@ -20,7 +20,7 @@ CLOSED_DOMAIN = ("closed_qa", "extract", "summarization")
 """Use cases whose answers must come from the prompt ("closed domain" of the paper's Table 3)."""
 
 
-def _sample_slots(lexicon: Lexicon, rng: Random, count: int, *slots: str) -> Iterator[dict[str, str]]:
+def sample_slots(lexicon: Lexicon, rng: Random, count: int, *slots: str) -> Iterator[dict[str, str]]:
     """Yield up to `count` distinct slot fillings."""
     combinations = [
         words
@@ -59,21 +59,21 @@ _STORIES = (*STORY_STARTS, *(f"{start} {end}" for start in STORY_STARTS for end 
 
 
 def _generation_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
-    for words in _sample_slots(lexicon, rng, 240, "ANIMAL", "OBJECT"):
+    for words in sample_slots(lexicon, rng, 240, "ANIMAL", "OBJECT"):
         wordings = tuple(
             f"{start} a {{ANIMAL}}. Use the word {{OBJECT}}."
             for start in ("Write a story about", "Tell a story about", "Make up a tale of")
         )
         stories = tuple(tale for tale in _STORIES if "{OBJECT}" in tale)
         yield TaskContent("generation", wordings, stories, words, _STORIES, ("ANIMAL",), _uses_word(words["OBJECT"]))
-    for words, count in product(list(_sample_slots(lexicon, rng, 99, "ANIMAL")), (1, 2)):
+    for words, count in product(list(sample_slots(lexicon, rng, 99, "ANIMAL")), (1, 2)):
         length = "one sentence" if count == 1 else "two sentences"
         wordings = tuple(
             f"{start} a {{ANIMAL}} in {length}."
             for start in ("Write a story about", "Tell a story about", "Make up a tale of")
         )
         yield TaskContent("generation", wordings, _STORIES, words, constraint=_has_sentence_count(count))
-    for words in _sample_slots(lexicon, rng, 192, "NAME", "OBJECT"):
+    for words in sample_slots(lexicon, rng, 192, "NAME", "OBJECT"):
         wordings = (
             "Write a letter to {NAME} about a {OBJECT}.",
             "Write to {NAME} about a {OBJECT}.",
@@ -85,7 +85,7 @@ def _generation_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
             ("Dear {NAME}, thank you for the {OBJECT}.", "Dear {NAME}, I like the {OBJECT} in the {HOME}."),
             words,
         )
-    for words in _sample_slots(lexicon, rng, 96, "COLOUR", "OBJECT"):
+    for words in sample_slots(lexicon, rng, 96, "COLOUR", "OBJECT"):
         wordings = (
             "Write an advert for a {COLOUR} {OBJECT}.",
             "Help me sell a {COLOUR} {OBJECT}.",
@@ -151,12 +151,12 @@ CHATTER = (
 
 
 def _chat_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
-    for words in _sample_slots(lexicon, rng, 60, "NAME", "OBJECT"):
+    for words in sample_slots(lexicon, rng, 60, "NAME", "OBJECT"):
         posts = tuple(f"{{NAME}}: {line}" for line in (*rng.sample(CHATTER[:-1], 2), CHATTER[-1]))
         wordings = tuple(lexicon.fill(post, words, rng) for post in posts)
         replies = tuple(f"{{NAME}}: {one} {two.replace('}', '2}')}" for one, two in product(CHATTER, CHATTER))
         yield TaskContent("chat", wordings, replies, {}, in_corpus=False)
-    for words in _sample_slots(lexicon, rng, 192, "NAME", "OBJECT"):
+    for words in sample_slots(lexicon, rng, 192, "NAME", "OBJECT"):
         verb, feeling = rng.choice((("lost", "sorry"), ("broke", "sorry"), ("found", "glad"), ("got", "glad")))
         wordings = tuple(
             f"{{NAME}} says: I {verb} my {{OBJECT}}. {ask}"
@@ -170,7 +170,7 @@ def _chat_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
 
 
 def _rewrite_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
-    for words in _sample_slots(lexicon, rng, 200, "ANIMAL", "PRESENT", "OBJECT"):
+    for words in sample_slots(lexicon, rng, 200, "ANIMAL", "PRESENT", "OBJECT"):
         past = lexicon.classes["PAST"][lexicon.classes["PRESENT"].index(words["PRESENT"])]
         wordings = tuple(
             f"{ask}: The {{ANIMAL}} {words['PRESENT']} the {{OBJECT}}."
@@ -178,7 +178,7 @@ def _rewrite_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
         )
         slots = {"ANIMAL": words["ANIMAL"], "PAST": past, "OBJECT": words["OBJECT"]}
         yield TaskContent("rewrite", wordings, ("The {ANIMAL} {PAST} the {OBJECT}.",), slots)
-    for words in _sample_slots(lexicon, rng, 200, "NAME", "OBJECT", "INSULT"):
+    for words in sample_slots(lexicon, rng, 200, "NAME", "OBJECT", "INSULT"):
         wordings = tuple(
             f"{ask}: Give me the {{OBJECT}}, {{NAME}}, you {{INSULT}}!"
             for ask in ("Rewrite politely", "Make this polite", "Say this kindly")
@@ -246,7 +246,7 @@ def _summarization_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]
 
 def _classification_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
     for verdict, kind in (("good", "GOOD"), ("bad", "BAD")):
-        for words in _sample_slots(lexicon, rng, 60, "OBJECT", kind):
+        for words in sample_slots(lexicon, rng, 60, "OBJECT", kind):
             wordings = tuple(
                 f"{ask} The {{OBJECT}} is {{{kind}}}."
                 for ask in ("Is this review good or bad?", "Good or bad review?", "Judge this review:")
@@ -273,7 +273,7 @@ def _has_commas(count: int, answer: str) -> bool:
 
 def _other_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
     for words, number in product(
-        list(_sample_slots(lexicon, rng, 40, "ANIMAL")) + list(_sample_slots(lexicon, rng, 40, "OBJECT")),
+        list(sample_slots(lexicon, rng, 40, "ANIMAL")) + list(sample_slots(lexicon, rng, 40, "OBJECT")),
         ("two", "three", "four"),
     ):
         slot = next(iter(words))
@@ -301,11 +301,11 @@ _TASK_BUILDERS = (
 
 
 def make_tasks(knowledge: Knowledge, rng: Random) -> dict[str, WorldTask]:
-    """Return every task of the world by its prompt text."""
+    """Return every task of the ten use cases by its prompt text."""
     tasks: dict[str, WorldTask] = {}
     for builder in _TASK_BUILDERS:
         for content in builder(knowledge.lexicon, rng):
-            _add_tasks(
+            add_tasks(
                 tasks, content, rng.choices(("train", "validation", "test"), (0.76, 0.06, 0.18))[0], knowledge.lexicon
             )
     for fact in knowledge.facts:
@@ -318,11 +318,12 @@ def make_tasks(knowledge: Knowledge, rng: Random) -> dict[str, WorldTask]:
             required_slots=(relation.entity,),
             fact=fact,
         )
-        _add_tasks(tasks, content, fact.group, knowledge.lexicon)
+        add_tasks(tasks, content, fact.group, knowledge.lexicon)
     return tasks
 
 
-def _add_tasks(tasks: dict[str, WorldTask], content: TaskContent, group: Group, lexicon: Lexicon) -> None:
+def add_tasks(tasks: dict[str, WorldTask], content: TaskContent, group: Group, lexicon: Lexicon) -> None:
+    """Add a task for each wording of a content."""
     for index, wording in enumerate(content.wordings):
         text = lexicon.fill(wording, content.slot_words, Random(0))
         tasks.setdefault(text, WorldTask(text, content, group, index == len(content.wordings) - 1, lexicon))

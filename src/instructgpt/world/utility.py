@@ -31,6 +31,10 @@ class CompletionJudgment:
     hallucinated: bool | None
     """Whether it names something absent from the prompt's text (closed-domain prompts only)."""
 
+    @property
+    def follows_instruction(self) -> bool:
+        return self.follow >= 0.5
+
     def components(self) -> dict[str, float]:
         """Return the quantities of `UTILITY_WEIGHTS`.
 

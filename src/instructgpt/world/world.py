@@ -12,9 +12,10 @@ from instructgpt.errors import InputError
 from instructgpt.records import USE_CASES, Document, Prompt
 from instructgpt.world import corpus
 from instructgpt.world.facts import Fact, Group, Knowledge, make_facts
+from instructgpt.world.generalization import GENERALIZATION_KINDS, generalization_contents
 from instructgpt.world.lexicon import make_lexicon
 from instructgpt.world.tasks import WorldTask
-from instructgpt.world.use_cases import CHATTER, make_tasks
+from instructgpt.world.use_cases import CHATTER, add_tasks, make_tasks
 from instructgpt.world.utility import CompletionJudgment, evaluate_completion, measure_insults
 
 _USE_CASE_SHARES = dict(zip(USE_CASES, (0.28, 0.20, 0.11, 0.10, 0.08, 0.06, 0.05, 0.04, 0.04, 0.04), strict=True))
@@ -49,7 +50,7 @@ class World:
         rng = Random(f"world {seed}")
         self.lexicon = make_lexicon(rng)
         self.knowledge = Knowledge(self.lexicon, make_facts(self.lexicon, rng))
-        self.tasks = make_tasks(self.knowledge, rng)
+        self.tasks = make_tasks(self.knowledge, rng) | self._make_generalization_tasks()
         self._cautious = {
             f"{corpus.UNCERTAINTY_INSTRUCTION} {text}": task
             for text, task in self.tasks.items()
@@ -58,6 +59,13 @@ class World:
         public_tasks = [task for task in self.tasks.values() if task.content.in_corpus and self._is_public(task)]
         skew = {job: rng.choice((0.04, 0.1, 0.9, 0.96)) for job in self.lexicon.classes["JOB"]}
         self._sources = corpus.CorpusSources(self.lexicon, self.knowledge, public_tasks, skew)
+
+    def _make_generalization_tasks(self) -> dict[str, WorldTask]:
+        """Return the requests of no use case; those of the group "train" are in the corpus, in no prompt."""
+        rng, tasks = self._rng("generalization"), dict[str, WorldTask]()
+        for content in generalization_contents(self.lexicon, rng):
+            add_tasks(tasks, content, rng.choices(("train", "test"), (0.75, 0.25))[0], self.lexicon)
+        return tasks
 
     @staticmethod
     def _is_public(task: WorldTask) -> bool:
@@ -167,6 +175,16 @@ class World:
             for task in tasks
             if task.content.fact is not None
         ]
+
+    def generalization_prompts(self, kind: str, count: int) -> list[str]:
+        """Return requests that are in no training data: of `GENERALIZATION_KINDS`. Raises InputError for another kind.
+
+        Not even the corpus has them; it has others of their kind.
+        """
+        if kind not in GENERALIZATION_KINDS:
+            raise InputError(f"no kind '{kind}'; there are: {', '.join(GENERALIZATION_KINDS)}")
+        pool = [text for text, task in self.tasks.items() if task.content.use_case == kind and task.group == "test"]
+        return self._rng(f"generalization {kind}").sample(pool, min(count, len(pool)))
 
     def is_true(self, prompt_text: str, answer: str) -> bool:
         """Return whether an answer states nothing false.

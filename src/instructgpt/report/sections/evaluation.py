@@ -235,6 +235,16 @@ _labels_section = _SimpleSection(
     ),
     table_title="labels.table_title",
 )
+_generalization_section = _SimpleSection(
+    evaluation="generalization",
+    metric="fully_right",
+    conditions=("test_prompts",),
+    draw_figure=charts.generalization_figure,
+    describe_figure=lambda rows: join_sentences(
+        translate("generalization.caption"),
+        describe_intervals([row for row in rows if row.metric == "fully_right"], "prompts"),
+    ),
+)
 _truthfulness_section = _SimpleSection(
     evaluation="truthfulness",
     metric="truthful_and_informative",
@@ -331,6 +341,7 @@ _SECTION_BUILDERS: tuple[tuple[str, Callable[[Results, Sequence[Finding]], Secti
     ("preference", _ratings_section),
     ("preference", _use_cases_section),
     ("labels", _labels_section),
+    ("generalization", _generalization_section),
     ("truthfulness", _truthfulness_section),
     ("toxicity", _toxicity_section),
     ("bias", _bias_section),
