@@ -6,7 +6,7 @@ own. Each is a stage directory of the run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +31,32 @@ from instructgpt.world.public_tasks import demonstrate_public_tasks
 
 def train_baselines(config: RunConfig, world: World, stages: Mapping[str, Any]) -> None:
     """Train every method of `--baselines`, and sample the start for best of n; finished ones are skipped."""
-    methods = stages["baselines"]
-    public = methods["public_tasks"]
+    write_public_tasks(config, world, stages)
+    names = ("expert_iteration", "best_of_n", "dpo", "public_tasks")  # the longest first
+    run_processes(config.processes, [build_baseline_job(name, config, stages) for name in names])
+
+
+def write_public_tasks(config: RunConfig, world: World, stages: Mapping[str, Any]) -> None:
+    """Write the public tasks with their answers, unless they are there."""
+    public = stages["baselines"]["public_tasks"]
     (data,) = public.data
     if not data.exists():
         # As many optimizer steps as SFT on labelers' demonstrations takes.
         count = config.demonstration_prompts * stages["sft"].epochs // public.epochs
         write_records(data, demonstrate_public_tasks(world, max(count, public.batch)))
-    jobs: list[ProcessJob] = [
-        (expert_iteration.main, (methods["expert_iteration"],)),
-        (sample_best_of_n, (methods["best_of_n"], config.seed)),
-        (dpo.main, (methods["dpo"],)),
-        (sft.main, (public,)),
-    ]
-    run_processes(config.processes, jobs)
+
+
+def build_baseline_job(name: str, config: RunConfig, stages: Mapping[str, Any]) -> ProcessJob:
+    """Return the function that runs the stage of a method, with its arguments."""
+    stage = stages["baselines"][name]
+    if name == "best_of_n":
+        return sample_best_of_n, (stage, config.seed)
+    mains: dict[str, Callable[..., Any]] = {
+        "public_tasks": sft.main,
+        "dpo": dpo.main,
+        "expert_iteration": expert_iteration.main,
+    }
+    return mains[name], (stage,)
 
 
 def sample_best_of_n(config: BestOfNConfig, world_seed: int) -> None:

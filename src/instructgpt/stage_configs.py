@@ -93,7 +93,7 @@ def build_stage_configs(config: RunConfig) -> dict[str, Any]:
         text = {"corpus": files["corpus"]}
         stages["pretrain"] = build_section(config, PretrainConfig, "pretrain", base, text | processes)
     if config.has_files:
-        stages["reward"] = build_reward_stage(config, config.out, start, files["rankings"])
+        stages["reward"] = build_reward_stage(config, config.out, find_reward_base(config), files["rankings"])
         best = BEST_POLICY if config.corpus else "ppo"
         names = [name for name in POLICIES if name == best or name in config.stages]
         return stages | {name: build_policy_stage(config, name, config.out, files["ppo"]) for name in names}
@@ -155,7 +155,7 @@ def uses_gpu(device: str) -> bool:
     return pick_device(device).type == "cuda"
 
 
-def build_reward_stage(config: RunConfig, folder: Path, base: Path, rankings: Sequence[Path]) -> RewardConfig:
+def build_reward_stage(config: RunConfig, folder: Path, base: Path | str, rankings: Sequence[Path]) -> RewardConfig:
     settings: dict[str, Any] = {
         "base": str(base),
         "data": tuple(rankings),
@@ -164,6 +164,13 @@ def build_reward_stage(config: RunConfig, folder: Path, base: Path, rankings: Se
     settings["processes"] = config.processes
     stage: RewardConfig = build_section(config, RewardConfig, "reward", folder / "reward", settings)
     return stage
+
+
+def find_reward_base(config: RunConfig) -> str:
+    """Return the model whose trunk the first reward model starts from."""
+    if config.reward_base == "start":
+        return str(config.out / "start")
+    return config.base or str(config.out / "base")
 
 
 def build_policy_stage(
@@ -198,7 +205,7 @@ def build_rounds(config: RunConfig) -> list[Round]:
                 candidates=build_section(config, CandidatesConfig, "candidates", config.out / "world", settings),
                 rankings=files["rankings"],
                 heldout_rankings=files["heldout_rankings"],
-                reward=build_reward_stage(config, config.out, start, [files["rankings"]]),
+                reward=build_reward_stage(config, config.out, find_reward_base(config), [files["rankings"]]),
                 policies={name: build_policy_stage(config, name, config.out, [files["ppo"]]) for name in POLICIES},
             )
         ]
@@ -210,11 +217,11 @@ def build_rounds(config: RunConfig) -> list[Round]:
 
 def build_round(config: RunConfig, earlier: Sequence[Round], name: str) -> Round:
     """Return the round after `earlier`."""
-    folder, start = config.out / name, config.out / "start"
+    folder = config.out / name
     rankings, ppo_prompts = folder / "rankings" / "rankings.jsonl", folder / "prompts" / "ppo.jsonl"
-    reward_base, reward_rankings = start, [*(each.rankings for each in earlier), rankings]
+    reward_base, reward_rankings = find_reward_base(config), [*(each.rankings for each in earlier), rankings]
     if earlier and config.round_reward == "continued":
-        reward_base = earlier[-1].reward.out
+        reward_base = str(earlier[-1].reward.out)
     if config.round_reward != "all":
         reward_rankings = [rankings]
     continued: Mapping[str, PPOConfig] = earlier[-1].policies if earlier and config.round_policy == "continued" else {}
@@ -290,7 +297,7 @@ def build_control(config: RunConfig, rounds: Sequence[Round]) -> Round:
         candidates=candidates,
         rankings=rankings,
         heldout_rankings=first.heldout_rankings,
-        reward=build_reward_stage(config, folder, config.out / "start", [first.rankings, rankings]),
+        reward=build_reward_stage(config, folder, find_reward_base(config), [first.rankings, rankings]),
         policies=policies,
         is_control=True,
     )

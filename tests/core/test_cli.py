@@ -280,6 +280,8 @@ def test_wrong_command_line_is_one_line(argv, said, command):
         ([*PPO, "--episodes", "1200"], "--episodes 1200 is not a multiple of --batch 512: 1024 is"),
         ([*SFT, "--mix", "0.2"], "--mix has no effect without --pretraining"),
         ([*SFT, "--mix", "0", "--pretraining", "./c.jsonl"], "--pretraining has no effect with --mix 0"),
+        ([*SFT, "--muon-lr", "0.01"], "--muon-lr has no effect without --optimizer muon"),
+        ([*SFT, "--optimizer", "muon", "--lora", "8"], "--optimizer muon does not train --lora adapters; use adamw"),
         ([*SFT, "--max-tokens", "16"], "--max-tokens has no effect without --reward"),
         ([*PRETRAIN, "--tokenizer", "./t", "--vocabulary", "300"], "--vocabulary has no effect with --tokenizer"),
         ([*PRETRAIN, "--window", "256"], "--window 256 is longer than --context 128"),

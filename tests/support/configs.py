@@ -21,7 +21,7 @@ def configs() -> list[tuple[str, type[BaseModel]]]:
     while waiting:
         config = waiting.pop()
         waiting += config.__subclasses__()
-        if config.__module__.startswith("instructgpt."):
+        if config.__module__.startswith("instructgpt.") and hasattr(config, "stage"):  # not those they share options by
             found[config] = config.stage
     for command in importlib.import_module("instructgpt.cli").COMMANDS:
         found[command.config_class] = command.name.split()[0]

@@ -70,6 +70,10 @@ def test_the_name_of_a_cell_depends_on_what_it_does_alone(tmp_path):
         ("sft.epochs=1,2", {"sft", "exam-sft"}),
         ("start.mix=0,0.1", "all but world pretrain exam-base exam-prompted"),
         ("run.ranking_prompts=100,200", "all but world pretrain start exam-base exam-prompted"),
+        (
+            "run.reward_base=start,base",
+            {"reward", "sft", "ppo", "ppo_ptx", "exam-sft", "exam-ppo", "exam-ppo_ptx"},
+        ),
         ("run.words=100000,200000", "all but"),
         ("exam.prompts=10,20", "all but"),
     ],
@@ -82,6 +86,17 @@ def test_stages_before_the_varied_one_are_shared(tmp_path, vary, not_shared):
     assert [set(names) for names in shared_stage_names(sweep)] == [shared] * 4
     assert len(sweep.shared_stages()) == 2 * len(shared)  # of each seed
     assert all(position > 0 or not item.parents for position, item in enumerate(sweep.items()))
+
+
+def test_methods_of_baselines_are_shared_like_stages(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("run: {baselines: true}\n")
+    (names, _) = shared_stage_names(make_sweep(tmp_path, "dpo.beta=0.1,0.2", recipe=str(recipe)))
+    assert {"public_tasks", "expert_iteration", "best_of_n", "ppo", "exam-best_of_n"} <= set(names)
+    assert {"dpo", "exam-dpo"}.isdisjoint(names)
+    (names, _) = shared_stage_names(make_sweep(tmp_path, "reward.lr=1e-4,2e-4", recipe=str(recipe)))
+    assert "dpo" in names, "which knows no reward model"
+    assert {"expert_iteration", "best_of_n", "public_tasks"}.isdisjoint(names)
 
 
 def test_two_axes_share_what_one_of_them_leaves_as_it_is(tmp_path):

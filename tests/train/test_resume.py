@@ -49,7 +49,10 @@ def outcome(folder, rows_of):
     return files | {"run.json": record}
 
 
-@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in STAGES), ("pretrain", {"optimizer": "muon"})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in STAGES), *((name, {"optimizer": "muon"}) for name in ("pretrain", "reward"))],
+)
 def test_resumed_run_equals_uninterrupted_run(stage, name, options, monkeypatch, rows_of):
     main, config = stage(name, "whole", **options)
     whole = outcome(main(config), rows_of)

@@ -49,9 +49,12 @@ class RunConfig(StageConfig):
     rounds: int = Field(
         1, ge=1, description="times that candidates, rankings, reward model and PPO repeat; each round has a directory"
     )
+    reward_base: Literal["start", "base"] = Field(
+        "start", description="initial trunk of the reward model: the SFT start of PPO, or the base model"
+    )
     round_reward: Literal["all", "newest", "continued"] = Field(
         "all",
-        description="the reward model of a round: from SFT on the rankings of all rounds, or on the newest alone, or "
+        description="the reward model of a round: from --reward-base on the rankings of all rounds, or on the newest alone, or "
         "the last round's model continued on the newest",
     )
     round_policy: Literal["start", "continued"] = Field(

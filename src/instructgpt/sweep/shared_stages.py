@@ -50,19 +50,35 @@ _AFTER_START = {
     "candidates": StageKind(
         tuple(f"world/{name}.jsonl" for name in _RANKED), ("world", "pretrain", "start"), "candidates", _RANKING_OPTIONS
     ),
-    "reward": StageKind(("reward",), ("world", "start", "candidates"), "reward"),
+    "reward": StageKind(("reward",), ("world", "pretrain", "start", "candidates"), "reward", ("reward_base",)),
     "sft": StageKind(("sft",), ("world", "pretrain", "reward"), "sft"),
     "ppo": StageKind(("ppo",), ("world", "start", "candidates", "reward"), "ppo"),
     "ppo_ptx": StageKind(("ppo_ptx",), ("world", "start", "candidates", "reward"), "ppo_ptx"),
 }
-_EXAMS = {
-    f"exam-{model}": StageKind((f"evaluation/{model}.jsonl",), ("world", stage), "exam")
-    for model, stage in _EXAM_MODELS.items()
+_BASELINES = {
+    "public_tasks": StageKind(
+        ("world/public_tasks.jsonl", "public_tasks"), ("world", "pretrain", "sft"), "public_tasks", _WORLD_OPTIONS
+    ),
+    "dpo": StageKind(("dpo",), ("world", "start", "candidates"), "dpo"),
+    # the learning rate is that of SFT, the length that of PPO
+    "expert_iteration": StageKind(
+        ("expert_iteration",), ("start", "candidates", "reward", "sft", "ppo"), "expert_iteration"
+    ),
+    "best_of_n": StageKind(("best_of_n",), ("world", "start", "reward", "ppo"), "best_of_n"),
 }
+
+
+def _exams(models: Mapping[str, str]) -> dict[str, StageKind]:
+    return {
+        f"exam-{model}": StageKind((f"evaluation/{model}.jsonl",), ("world", stage), "exam")
+        for model, stage in models.items()
+    }
+
+
 _FROM_FILES = {
     "pretrain": StageKind(("base",), (), "pretrain", ("seed",)),
     "start": StageKind(("start",), ("pretrain",), "start", ("seed",)),
-    "reward": StageKind(("reward",), ("start",), "reward"),
+    "reward": StageKind(("reward",), ("start",), "reward", ("reward_base",)),
 }
 
 
@@ -76,7 +92,10 @@ def stage_kinds(config: RunConfig) -> dict[str, StageKind]:
         return kinds
     if config.through_site:  # people and rankings are on a site inside the run directory
         return {}
-    return _TO_START if config.rounds > 1 else _TO_START | _AFTER_START | _EXAMS
+    if config.rounds > 1:
+        return _TO_START
+    baselines = _BASELINES if config.baselines else {}
+    return _TO_START | _AFTER_START | baselines | _exams(_EXAM_MODELS | {name: name for name in baselines})
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +138,7 @@ def find_shared_stages(cell: Cell, axes: Sequence[Axis]) -> list[SharedStage]:
 
 def _leaves_as_is(axis: Axis, stage: str, kinds: Mapping[str, StageKind]) -> bool:
     """Return whether an option that is varied can change neither a stage nor one before it."""
-    if "run" in axis.sections and axis.option not in (*_WORLD_OPTIONS, *_RANKING_OPTIONS):
+    if "run" in axis.sections and not any(axis.option in kind.run_options for kind in kinds.values()):
         return False  # who reads it is not known here
     stages = set(_with_parents(stage, kinds))
     return not any(kinds[name].reads(section, axis.option) for name in stages for section in axis.sections)
@@ -160,7 +179,7 @@ def run_stage(stage: str, config: RunConfig) -> None:
     """Run one stage of the pipeline in the run directory of a configuration."""
     import torch
 
-    from instructgpt import pipeline
+    from instructgpt import pipeline, pipeline_baselines
     from instructgpt.train import ppo, pretrain, reward, sft
     from instructgpt.world import World
 
@@ -181,6 +200,13 @@ def run_stage(stage: str, config: RunConfig) -> None:
         reward.main(stages["reward"] if config.has_files else stages["rounds"][0].reward)
     elif stage in ("ppo", "ppo_ptx"):
         ppo.main(stages["rounds"][0].policies[stage])
+    elif stage in _BASELINES:
+        pipeline_baselines.write_public_tasks(config, World(config.seed), stages)
+        function, arguments = pipeline_baselines.build_baseline_job(stage, config, stages)
+        function(*arguments)
+    elif model == "best_of_n":
+        out = config.out / "evaluation" / f"{model}.jsonl"
+        pipeline_baselines.examine_best_of_n(stages["baselines"][model], out, config.seed, exam)
     else:
         folder = config.out / {"base": "base", "prompted": "base"}.get(model, model)
         out = config.out / "evaluation" / f"{model}.jsonl"

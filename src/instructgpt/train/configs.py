@@ -19,7 +19,23 @@ GroupAggregation = Literal["mean", "max-min"]
 """What running moments do to scores: nothing, divide by the standard deviation, or subtract the mean first."""
 
 
-class PretrainConfig(StageConfig):
+class OptimizerConfig(StageConfig):
+    """Stages that train with AdamW or Muon."""
+
+    lr: float
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: Muon for matrices of layers, AdamW for the rest"
+    )
+    muon_lr: float = Field(0.02, gt=0, description="peak learning rate of Muon's matrices")
+
+    def ineffective_options(self) -> Iterator[str]:
+        if "muon_lr" in self.model_fields_set and self.optimizer != "muon":
+            yield "--muon-lr has no effect without --optimizer muon"
+        if self.optimizer == "muon" and self.lora:
+            yield "--optimizer muon does not train --lora adapters; use adamw"
+
+
+class PretrainConfig(OptimizerConfig):
     """Pretraining from scratch."""
 
     stage: ClassVar[str] = "pretrain"
@@ -37,10 +53,6 @@ class PretrainConfig(StageConfig):
     tokens: int = Field(3_000_000, ge=1, description="training tokens in the whole run")
     batch: int = Field(16, ge=1, description="rows per optimizer step")
     lr: float = Field(3e-3, gt=0, description="peak learning rate")
-    optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="muon: Muon for matrices of layers, AdamW for the rest"
-    )
-    muon_lr: float = Field(0.02, gt=0, description="peak learning rate of Muon's matrices")
     warmup: float = Field(0.05, ge=0, le=1, description="learning-rate warm-up, as a share of all steps")
     weight_decay: float = Field(0.1, ge=0, description="weight decay of matrices")
     keep: Literal["best", "last"] = Field("last", description="saved step: the last, or the best on validation data")
@@ -55,8 +67,7 @@ class PretrainConfig(StageConfig):
             yield f"--window {self.window} is longer than --context {self.context}"
         if self.width % (2 * self.heads):
             yield f"--width {self.width} is not a multiple of twice --heads {self.heads}"
-        if "muon_lr" in self.model_fields_set and self.optimizer != "muon":
-            yield "--muon-lr has no effect without --optimizer muon"
+        yield from super().ineffective_options()
 
     @property
     def steps(self) -> int:
@@ -71,7 +82,7 @@ def _ineffective_saving(config: SFTConfig | PPOConfig, total: int, name: str) ->
         yield f"--save-every {config.save_every} has no effect: it is more than {name} {total}"
 
 
-class SFTConfig(StageConfig):
+class SFTConfig(OptimizerConfig):
     """Supervised fine-tuning. Defaults are the paper's for 1.3B and 6B."""
 
     stage: ClassVar[str] = "sft"
@@ -106,9 +117,10 @@ class SFTConfig(StageConfig):
         if self.pretraining and self.mix == 0:
             yield "--pretraining has no effect with --mix 0"
         yield from _ineffective_saving(self, self.epochs, "--epochs")
+        yield from super().ineffective_options()
 
 
-class RewardConfig(StageConfig):
+class RewardConfig(OptimizerConfig):
     """Reward-model training. Defaults are the paper's."""
 
     stage: ClassVar[str] = "reward"
@@ -138,6 +150,7 @@ class RewardConfig(StageConfig):
             yield "--folds 1 leaves nothing to train on; use at least 2"
         if self.group_shrinkage is not None and not self.groups:
             yield "--group-shrinkage has no effect without --groups"
+        yield from super().ineffective_options()
 
 
 class DPOConfig(StageConfig):

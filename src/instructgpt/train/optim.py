@@ -30,6 +30,7 @@ from instructgpt.models.sharding import all_reduce_replicated_grads
 from instructgpt.run.checkpoints import load_tensors
 from instructgpt.run.directory import RunDirectory
 from instructgpt.run.timing import PHASE_TIMER
+from instructgpt.train.configs import OptimizerConfig
 
 ADAM_BETAS = (0.9, 0.95)  # appendix C, all stages
 
@@ -85,6 +86,16 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=0.0, betas=ADAM_BETAS, eps=eps, fused=True)
 
 
+def build_stage_optimizers(
+    config: OptimizerConfig, model: Any, *, weight_decay: float = 0.0
+) -> dict[str, torch.optim.Optimizer]:
+    """Build the optimizers that `config` names; their names are those of checkpoints."""
+    if config.optimizer == "muon":
+        ratio = config.muon_lr / config.lr
+        return build_muon(model, lr_ratio=ratio, weight_decay=weight_decay, memory=config.memory)
+    return {"adam": build_optimizer(model, weight_decay=weight_decay, memory=config.memory)}
+
+
 def build_muon(
     model: Any, *, lr_ratio: float, weight_decay: float = 0.0, memory: Collection[str] = ()
 ) -> dict[str, torch.optim.Optimizer]:
@@ -93,7 +104,7 @@ def build_muon(
     Muon orthogonalizes the momentum of each matrix, so every rank must hold whole matrices.
 
     Args:
-        model: a causal model with `model.layers`.
+        model: any model of transformers; its layers are the modules in a `ModuleList`.
         lr_ratio: learning rate of Muon divided by AdamW's.
         weight_decay: decay of the matrices, relative to each optimizer's learning rate.
         memory: memory savings; Muon knows none of Adam's.
@@ -101,7 +112,9 @@ def build_muon(
     Raises:
         InputError: the model is sharded.
     """
-    matrices = [parameter for parameter in model.get_decoder().layers.parameters() if parameter.ndim == 2]
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    parameters = {id(p): p for stack in stacks for p in stack.parameters() if p.requires_grad and p.ndim == 2}
+    matrices = list(parameters.values())
     if any(isinstance(parameter, DTensor) for parameter in matrices):
         raise InputError("--optimizer muon needs whole matrices, and this model is sharded; use adamw")
     muon = torch.optim.Muon([{"params": matrices, "lr_ratio": lr_ratio}], lr=0.0, weight_decay=weight_decay)

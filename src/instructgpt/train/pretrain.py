@@ -26,8 +26,7 @@ from instructgpt.train.alarms import LossAlarm
 from instructgpt.train.configs import PretrainConfig
 from instructgpt.train.optim import (
     BestCheckpoint,
-    build_muon,
-    build_optimizer,
+    build_stage_optimizers,
     get_stage_device,
     get_training_state,
     lm_loss,
@@ -67,7 +66,7 @@ def train(config: PretrainConfig) -> None:
     use_packed_attention(model)
     apply_memory_options(model, config.memory)
     shard(model, memory=config.memory)
-    models, optimizers = {"model": model}, build_optimizers(config, model)
+    models, optimizers = {"model": model}, build_stage_optimizers(config, model, weight_decay=config.weight_decay)
     state = run.restore()
     if state:
         load_training_state(state, models, optimizers)
@@ -107,13 +106,6 @@ def train(config: PretrainConfig) -> None:
 def read_texts(config: PretrainConfig, skipped: SkippedLines) -> tuple[list[str], list[str]]:
     """Return the documents to train on, and those held out for validation."""
     return hold_out_documents(list(iter_documents(config.corpus, skipped)), _VALIDATION_SHARE)
-
-
-def build_optimizers(config: PretrainConfig, model: Any) -> dict[str, torch.optim.Optimizer]:
-    decay, memory = config.weight_decay, config.memory
-    if config.optimizer == "muon":
-        return build_muon(model, lr_ratio=config.muon_lr / config.lr, weight_decay=decay, memory=memory)
-    return {"adam": build_optimizer(model, weight_decay=decay, memory=memory)}
 
 
 def load_or_train_tokenizer(config: PretrainConfig, texts: list[str]) -> PromptTokenizer:

@@ -46,7 +46,7 @@ from instructgpt.train.configs import RewardConfig
 from instructgpt.train.group_heads import FittedGroup, check_head, fit_groups, is_scored_by_groups, require_groups
 from instructgpt.train.optim import (
     BestCheckpoint,
-    build_optimizer,
+    build_stage_optimizers,
     get_stage_device,
     get_training_state,
     load_training_state,
@@ -132,9 +132,9 @@ def train_loop(
     state: Any,
 ) -> None:
     """Train `reward` in place, each prompt with all its pairs; without `run` no validation, logs or checkpoints."""
-    trainable, optimizer = get_trainable_module(reward.model), build_optimizer(reward.model, memory=config.memory)
+    trainable, optimizers = get_trainable_module(reward.model), build_stage_optimizers(config, reward.model)
     steps = steps_per_epoch(len(training), config.batch) * config.epochs
-    models, optimizers = {"model": trainable}, {"adam": optimizer}
+    models = {"model": trainable}
     if state:
         load_training_state(state, models, optimizers)
     best = BestCheckpoint(trainable, config.keep, state and state["best"])
@@ -142,7 +142,7 @@ def train_loop(
         rows = step_indices(step, len(training), config.batch, config.seed)
         loss, accuracy = ranking_backward(reward, [training[row] for row in rows])
         lr = config.lr * functional.cosine_decay(step, steps)
-        norm = optimizer_step(optimizer, lr, config.max_grad_norm)
+        norm = optimizer_step(list(optimizers.values()), lr, config.max_grad_norm)
         if run is None:
             continue
         metrics = {"loss/train": loss, "accuracy/train": accuracy, "lr": lr, "gradient_norm": norm}

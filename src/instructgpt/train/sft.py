@@ -42,7 +42,7 @@ from instructgpt.train.alarms import LossAlarm
 from instructgpt.train.configs import SFTConfig
 from instructgpt.train.optim import (
     BestCheckpoint,
-    build_optimizer,
+    build_stage_optimizers,
     get_stage_device,
     get_training_state,
     lm_loss,
@@ -79,11 +79,11 @@ def train(config: SFTConfig) -> None:
     shard(model, memory=config.memory)
     report_models(run, policy=model)
     reward = _load_reward_model(config, device)
-    trainable, optimizer = get_trainable_module(model), build_optimizer(model, memory=config.memory)
+    trainable, optimizers = get_trainable_module(model), build_stage_optimizers(config, model)
 
     epoch_steps = steps_per_epoch(len(training), config.batch)
     steps = epoch_steps * config.epochs
-    models, optimizers = {"model": trainable}, {"adam": optimizer}
+    models = {"model": trainable}
     state = run.restore()
     if state:
         load_training_state(state, models, optimizers)
@@ -101,7 +101,7 @@ def train(config: SFTConfig) -> None:
         metrics |= backward_step(model, [training[row] for row in rows], mix_corpus, step, config)
         loss_alarm.check(metrics["loss/train"], is_last=step + 1 == steps)
         metrics["lr"] = config.lr * functional.cosine_decay(step, steps)
-        metrics["gradient_norm"] = optimizer_step(optimizer, metrics["lr"], config.max_grad_norm)
+        metrics["gradient_norm"] = optimizer_step(list(optimizers.values()), metrics["lr"], config.max_grad_norm)
         model.eval()
         if (step + 1) % epoch_steps == 0:
             metrics |= validate_policy(model, validation, prompts, reward, tokenizer, config)
