@@ -51,7 +51,7 @@ OPTION_GROUPS = {
     "hardware": "ranks matmul bandwidth link network capacity",
     "memory and processes": "device memory auto_bf16 lora save_dtype microbatch_tokens cuda_graphs processes patience",
     "run": """run every once out seed resume checkpoints checkpoint_minutes keep_state save_every save_limit
-        track preset config shell""",
+        track language preset config shell""",
 }
 """Options by subject, in the order of the help. A name has the same subject in every command."""
 _OTHER_OPTIONS = "other options"
