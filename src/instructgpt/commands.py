@@ -240,9 +240,16 @@ COMMANDS = (
         "serve keys",
         "serve.ServeKeysConfig",
         "serve.administration:manage_keys",
-        "add, revoke or list the keys of an endpoint",
+        "add, approve, revoke or list the keys of an endpoint",
         positional="action",
         loads_torch=False,
+    ),
+    Command(
+        "serve guard",
+        "serve.ServeGuardConfig",
+        "serve.guard.cli",
+        "measure guards on labeled texts, count what they blocked, write their policy into model cards",
+        positional="action",
     ),
     Command(
         "serve log",

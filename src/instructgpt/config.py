@@ -171,7 +171,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 _YAML_TYPES = {list: "a list", str: "text", int: "a number", float: "a number", bool: "a yes or no"}
 
 
-def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """Return the YAML of a configuration. Raise InputError if it is no valid YAML, repeats a key, or is no mapping."""
     try:
         values = yaml.load(text, _UniqueKeyLoader)
     except yaml.YAMLError as error:
@@ -206,7 +207,7 @@ def section_for(config_class: type[CommandConfig], text: str, source: str) -> di
     Raises:
         InputError: the text is not valid YAML, or has no section for this stage.
     """
-    values = _parse_yaml(text, source)
+    values = parse_yaml(text, source)
     if not any(isinstance(value, dict) for value in values.values()):
         return values
     sections = {name: _as_mapping(section, f"{source}, section {name}") for name, section in values.items()}
@@ -218,7 +219,7 @@ def section_for(config_class: type[CommandConfig], text: str, source: str) -> di
 
 
 def presets_with_section(config_class: type[CommandConfig]) -> list[str]:
-    return [name for name in preset_names() if config_class.stage in _parse_yaml(read_preset(name), f"preset {name}")]
+    return [name for name in preset_names() if config_class.stage in parse_yaml(read_preset(name), f"preset {name}")]
 
 
 def _deep_merge(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

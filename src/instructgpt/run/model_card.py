@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from instructgpt.run.use_policy import UsePolicy
+
 _STAGE_DESCRIPTIONS = {
     "pretrain": "a base language model, trained from scratch",
     "sft": "a policy fine-tuned on demonstrations (InstructGPT, section 3.5)",
@@ -57,6 +59,8 @@ for the model it was trained on: `peft.PeftModel.from_pretrained(base, folder + 
 
 The model may repeat falsehoods, insults and prejudice of its data, and follows harmful instructions unless it was
 trained not to.
+
+{{ use_policy }}
 """
 _FACTS = (
     "checkpoint",
@@ -96,5 +100,6 @@ def format_model_card(record: Mapping[str, Any]) -> str:
         parents=record["parents"],
         settings=json.dumps(settings, indent=2, default=str),
         facts=json.dumps(facts, indent=2, default=str),
+        use_policy=UsePolicy().format_markdown(),
     )
     return str(card)

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from instructgpt.errors import InputError
 from instructgpt.serve.configs import ServeKeysConfig, ServeLogConfig
-from instructgpt.serve.keys import add_key, read_keys, remove_key
+from instructgpt.serve.keys import add_key, approve_key, read_keys, remove_key
 from instructgpt.serve.request_log import open_request_log
 
 
 def manage_keys(config: ServeKeysConfig) -> None:
-    """Add, revoke or list keys. A new key is printed once."""
+    """Add, approve, revoke or list keys. A new key is printed once."""
     if config.action == "list":
         if not config.keys.is_file():
             raise InputError(f"--keys {config.keys}: no such file")
         for key in read_keys(config.keys):
             consent = "store: true is kept" if key.store else "nothing is kept"
-            print("\t".join((key.name, key.owner, key.use_case or "-", consent, key.created)))
+            approval = f"approved by {key.approved_by}" if key.approved_by else "not approved"
+            print("\t".join((key.name, key.owner, key.use_case or "-", approval, consent, key.created)))
         return
     if not config.name:
         raise InputError(f"serve keys {config.action}: --name is required")
@@ -27,9 +28,17 @@ def manage_keys(config: ServeKeysConfig) -> None:
         remove_key(config.keys, config.name)
         print(f"revoked '{config.name}'; a running server refuses it from the next request on")
         return
+    if config.action == "approve":
+        if not config.approved_by:
+            raise InputError("serve keys approve: --approved-by is required: the person who approves the use case")
+        approve_key(config.keys, config.name, config.approved_by)
+        print(f"approved '{config.name}'; a running server accepts it from the next request on")
+        return
     if not config.owner:
         raise InputError("serve keys add: --owner is required: the person or team that the key is for")
     print(add_key(config.keys, config.name, config.owner, config.use_case, config.allow_store))
+    if config.approved_by:
+        approve_key(config.keys, config.name, config.approved_by)
 
 
 def manage_log(config: ServeLogConfig) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +15,16 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from instructgpt.errors import one_line
+from instructgpt.io import format_json_line
+from instructgpt.run.use_policy import UsePolicy
 from instructgpt.serve.errors import APIError, error_body, invalid_field
-from instructgpt.serve.gate import Gate, GuardMiddleware, format_error
+from instructgpt.serve.gate import Gate, GateMiddleware, format_error
 from instructgpt.serve.generation import LAST_EVENT, Generation, GenerationLimits
+from instructgpt.serve.guard.checking import GuardSet, check_use_case
+from instructgpt.serve.guard.filtering import GuardedRequest
 from instructgpt.serve.metrics import RequestCounts, format_metrics
 from instructgpt.serve.request_fields import ChatFields, GenerationFields, TextFields, parse_fields, parse_messages
+from instructgpt.serve.request_log import StoredRequest
 from instructgpt.serve.served_model import ServedModel
 from instructgpt.serve.storage import Storage, generated_requests, passed_requests
 from instructgpt.serve.upstream import CollectedAnswer, Upstream, passed_headers
@@ -39,8 +45,31 @@ class EndpointState:
     limits: GenerationLimits = field(default_factory=GenerationLimits)
     upstream: Upstream | None = None
     storage: Storage = field(default_factory=lambda: Storage(None))
+    guards: GuardSet | None = None
     shows_metrics: bool = False
     counts: RequestCounts = field(default_factory=Counter)
+
+    @property
+    def policy(self) -> UsePolicy:
+        """The owner's policy; without one, high-stakes domains are refused and all else is allowed."""
+        return self.guards.policy if self.guards else UsePolicy()
+
+    def describe_use(self) -> dict[str, Any]:
+        """Return what each model's entry says about its use."""
+        return {"policy": self.policy.describe(), "guards": self.guards.describe() if self.guards else []}
+
+    def guard(self, request: Request, body: Any) -> GuardedRequest | None:
+        """Return a request as the guards see it, None without guards.
+
+        Raises:
+            APIError: the policy refuses the use case of its key.
+        """
+        key = request.state.key
+        check_use_case(self.policy, key, self.guards.counts if self.guards else None)
+        if self.guards is None or not isinstance(body, dict):
+            return None
+        is_chat = request.url.path.endswith("/chat/completions")
+        return GuardedRequest(self.guards, body, key.use_case if key else "", is_chat)
 
     def get_model(self, name: str | None) -> ServedModel:
         """Return a model by its name, or the first one.
@@ -62,11 +91,13 @@ class EndpointState:
 def create_endpoint_app(state: EndpointState) -> FastAPI:
     """Return the application."""
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         if state.upstream is not None:
             await state.upstream.client.aclose()
+        if state.guards is not None:
+            await asyncio.to_thread(state.guards.close)
 
     app = FastAPI(title="instructgpt", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.endpoint = state
@@ -74,7 +105,7 @@ def create_endpoint_app(state: EndpointState) -> FastAPI:
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_internal_error)
     paths = frozenset((*_POST_ROUTES, *_GET_ROUTES))
-    app.add_middleware(GuardMiddleware, gate=state.gate, counts=state.counts, paths=paths)
+    app.add_middleware(GateMiddleware, gate=state.gate, counts=state.counts, paths=paths)
     for path, handler in _POST_ROUTES.items():
         app.add_api_route(path, handler, methods=["POST"])
     for path, handler in _GET_ROUTES.items():
@@ -128,27 +159,64 @@ async def create_completion(request: Request) -> Response:
 async def _generate(request: Request, fields_class: type[GenerationFields]) -> Response:
     state = _state(request)
     body = await _read_request(request)
+    guarded = state.guard(request, body)
     if state.upstream is not None:
-        return await _pass_generation(request, state.upstream, body)
+        return await _pass_generation(request, state.upstream, body, guarded)
     model = state.get_model(_model_name(body))
     generation = Generation(model, parse_fields(fields_class, body), state.limits)
+    if guarded is not None:
+        if isinstance(generation.fields, TextFields):  # token ids as the text that the model reads
+            guarded.body = body | {"prompt": [model.tokenizer.decode(x.prompt) for x in generation.requests]}
+        if await guarded.is_prompt_blocked():
+            return await _refuse(request, guarded, model.name)
     generation.submit()
     if generation.fields.stream:
-        events = _stream_and_store(request, generation)
+        events = _stream_and_store(request, generation, guarded)
         return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM_HEADERS)
     answer = await _unless_disconnected(request, generation.run())
     if answer is None:
         return Response(status_code=_CLIENT_GONE)
-    await state.storage.keep(request, generated_requests(generation))
+    if guarded is not None:
+        answer = await guarded.filter_answer(answer)
+    await _keep(request, generated_requests(generation), guarded)
     return JSONResponse(answer)
 
 
-async def _stream_and_store(request: Request, generation: Generation) -> AsyncIterator[bytes]:
+async def _refuse(request: Request, guarded: GuardedRequest, model: str) -> Response:
+    """Answer a prompt that a guard blocks, in the form that was asked for. The model does not see it."""
+    if guarded.body.get("store") is True:
+        await _state(request).storage.leave_out_filtered()
+    if guarded.body.get("stream"):
+        return StreamingResponse(guarded.refused_stream(model), media_type="text/event-stream", headers=_STREAM_HEADERS)
+    return JSONResponse(guarded.refused_answer(model))
+
+
+async def _keep(request: Request, requests: Sequence[StoredRequest], guarded: GuardedRequest | None) -> None:
+    """Keep what may be kept; an answer with a blocked completion is only counted."""
+    storage = _state(request).storage
+    if guarded is not None and guarded.has_blocked:
+        if guarded.body.get("store") is True and not guarded.is_left_out:
+            guarded.is_left_out = True
+            await storage.leave_out_filtered()
+        return
+    await storage.keep(request, requests)
+
+
+async def _stream_and_store(
+    request: Request, generation: Generation, guarded: GuardedRequest | None
+) -> AsyncIterator[bytes]:
     """Yield a stream; what may be kept is on disk before the stream ends."""
-    async for event in generation.stream():
-        if event == LAST_EVENT:
-            await _state(request).storage.keep(request, generated_requests(generation))
-        yield event.encode()
+    parts = _encoded(generation)
+    async for part in parts if guarded is None else guarded.filter_stream(parts):
+        if part.endswith(LAST_EVENT.encode()):
+            await _keep(request, generated_requests(generation), guarded)
+        yield part
+
+
+async def _encoded(generation: Generation) -> AsyncGenerator[bytes, None]:
+    async with contextlib.aclosing(generation.stream()) as events:
+        async for event in events:
+            yield event.encode()
 
 
 async def _unless_disconnected(request: Request, work: Awaitable[Any]) -> Any:
@@ -178,35 +246,54 @@ def _model_name(body: Any) -> str | None:
 # ---------------------------------------------------------------- the server behind this one
 
 
-async def _pass_generation(request: Request, upstream: Upstream, body: Any) -> Response:
+async def _pass_generation(request: Request, upstream: Upstream, body: Any, guarded: GuardedRequest | None) -> Response:
     if not isinstance(body, dict):
         raise APIError(400, "expected a JSON object")
+    if guarded is not None and await guarded.is_prompt_blocked():
+        return await _refuse(request, guarded, _model_name(body) or "")
     passed = {name: value for name, value in body.items() if name != "store"}  # kept here or nowhere
     answer = await _unless_disconnected(request, upstream.open("POST", request.url.path, passed))
     if answer is None:
         return Response(status_code=_CLIENT_GONE)
     collected = CollectedAnswer()
     if answer.status_code == 200 and answer.headers.get("content-type", "").startswith("text/event-stream"):
-        events = _pass_stream(request, upstream.stream(answer, collected), body, collected)
+        events = _pass_stream(request, upstream.stream(answer, collected), body, collected, guarded)
         return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM_HEADERS)
     content = await _unless_disconnected(request, upstream.read(answer))
     if content is None:
         return Response(status_code=_CLIENT_GONE)
     if answer.status_code == 200:
         collected.add_whole(content)
-        await _state(request).storage.keep(request, passed_requests(body, collected))
+        if guarded is not None:
+            content = await _filter_content(guarded, content)
+        await _keep(request, passed_requests(body, collected), guarded)
     return Response(content, answer.status_code, headers=passed_headers(answer))
 
 
+async def _filter_content(guarded: GuardedRequest, content: bytes) -> bytes:
+    """Return the body of a whole answer after the guards. Raises APIError where it is not what they can read."""
+    try:
+        answer = json.loads(content)
+    except ValueError as error:
+        raise APIError(502, "the server behind this one sent no JSON", code="upstream_unreadable") from error
+    if not isinstance(answer, dict):
+        raise APIError(502, "the server behind this one sent no JSON object", code="upstream_unreadable")
+    return format_json_line(await guarded.filter_answer(answer)).encode()
+
+
 async def _pass_stream(
-    request: Request, parts: AsyncIterator[bytes], body: dict[str, Any], collected: CollectedAnswer
+    request: Request,
+    parts: AsyncGenerator[bytes, None],
+    body: dict[str, Any],
+    collected: CollectedAnswer,
+    guarded: GuardedRequest | None,
 ) -> AsyncIterator[bytes]:
-    async for part in parts:
+    async for part in parts if guarded is None else guarded.filter_stream(parts):
         if collected.is_complete and body.get("store") is True and b"[DONE]" in part:
-            await _state(request).storage.keep(request, passed_requests(body, collected))
+            await _keep(request, passed_requests(body, collected), guarded)
             body = {}
         yield part
-    await _state(request).storage.keep(request, passed_requests(body, collected))
+    await _keep(request, passed_requests(body, collected), guarded)
 
 
 async def _pass(request: Request, upstream: Upstream, body: Any = None) -> Response:
@@ -223,17 +310,35 @@ async def list_served_models(request: Request) -> Response:
     """List the models with their contexts."""
     state = _state(request)
     if state.upstream is not None:
-        return await _pass(request, state.upstream)
+        return await _pass_description(request, state.upstream, state.describe_use())
     state.get_model(None)
-    return JSONResponse({"object": "list", "data": [model.describe() for model in state.models.values()]})
+    use = state.describe_use()
+    return JSONResponse({"object": "list", "data": [model.describe() | use for model in state.models.values()]})
 
 
 async def retrieve_model(request: Request, name: str) -> Response:
     """Describe one model."""
     state = _state(request)
     if state.upstream is not None:
-        return await _pass(request, state.upstream)
-    return JSONResponse(state.get_model(name).describe())
+        return await _pass_description(request, state.upstream, state.describe_use())
+    return JSONResponse(state.get_model(name).describe() | state.describe_use())
+
+
+async def _pass_description(request: Request, upstream: Upstream, use: dict[str, Any]) -> Response:
+    """Pass a description of models, with the policy of this server."""
+    answer = await upstream.open("GET", request.url.path, None, dict(request.query_params))
+    content = await upstream.read(answer)
+    try:
+        described = json.loads(content) if answer.status_code == 200 else None
+    except ValueError:
+        described = None
+    if isinstance(described, dict):
+        models = described.get("data") if isinstance(described.get("data"), list) else [described]
+        for model in models or ():
+            if isinstance(model, dict):
+                model.update(use)
+        content = format_json_line(described).encode()
+    return Response(content, answer.status_code, headers=passed_headers(answer))
 
 
 async def check_health(request: Request) -> Response:

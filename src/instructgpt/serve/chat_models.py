@@ -111,7 +111,7 @@ class EndpointChatModel:
         try:
             with self.client.stream("POST", "/chat/completions", json=fields) as reply:
                 for choice in _iter_choices(reply, interrupt):
-                    text += choice["delta"].get("content") or ""
+                    text += choice["delta"].get("content") or choice["delta"].get("refusal") or ""
                     finish = choice["finish_reason"] or finish
                     show(text)
         except (httpx.HTTPError, KeyError, TypeError, ValueError) as error:

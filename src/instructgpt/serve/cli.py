@@ -21,6 +21,8 @@ from instructgpt.serve.app import EndpointState, create_endpoint_app
 from instructgpt.serve.configs import EndpointConfig
 from instructgpt.serve.gate import Gate
 from instructgpt.serve.generation import GenerationLimits
+from instructgpt.serve.guard.checking import GuardSet
+from instructgpt.serve.guard.settings import read_guard_file
 from instructgpt.serve.keys import KeyFile
 from instructgpt.serve.rate_limit import RateLimiter
 from instructgpt.serve.request_log import RequestLog
@@ -80,6 +82,7 @@ def make_state(config: EndpointConfig) -> EndpointState:
         gate=Gate(KeyFile(config.keys) if config.keys else None, RateLimiter(config.rate)),
         limits=GenerationLimits(timeout_s=config.timeout),
         storage=Storage(RequestLog(config.store) if config.store else None),
+        guards=_load_guards(config),
         shows_metrics=config.metrics,
     )
     if config.upstream:
@@ -87,6 +90,15 @@ def make_state(config: EndpointConfig) -> EndpointState:
             raise InputError(f"--upstream {config.upstream}: expected http://HOST:PORT/v1")
         state.upstream = Upstream(config.upstream, os.environ.get(UPSTREAM_KEY_VARIABLE), config.timeout)
     return state
+
+
+def _load_guards(config: EndpointConfig) -> GuardSet | None:
+    if config.guard is None:
+        return None
+    guards = GuardSet.load(read_guard_file(config.guard), config.device)
+    if config.keys is None and guards.policy.use_cases:
+        print("--guard: requests have no use case without --keys; the policy decides as for 'unlisted'", flush=True)
+    return guards
 
 
 class _Loader(threading.Thread):

@@ -31,6 +31,9 @@ class EndpointConfig(CommandConfig):
     store: Path | None = Field(
         None, description="directory for requests that say store: true, from keys whose owners agreed"
     )
+    guard: Path | None = Field(
+        None, description="YAML file with guards before and after the model, and the policy of use cases"
+    )
     rate: int = Field(0, ge=0, description="requests a minute of each key; 0: any number")
     max_rows: int = Field(64, ge=1, description="completions computed at once; more wait")
     max_waiting: int = Field(256, ge=1, description="completions that may wait; more are refused with 503")
@@ -57,12 +60,33 @@ class ServeKeysConfig(CommandConfig):
 
     stage: ClassVar[str] = "serve keys"
 
-    action: Literal["add", "revoke", "list"] = Field(description="add, revoke or list")
+    action: Literal["add", "approve", "revoke", "list"] = Field(description="add, approve, revoke or list")
     keys: Path = Field(description="file of keys")
     name: str | None = Field(None, description="name of the key")
     owner: str | None = Field(None, description="person or team that the key is for")
-    use_case: str = Field("", description="what the key is for; stored prompts carry it")
+    use_case: str = Field("", description="what the key is for; stored prompts carry it, and --guard's policy reads it")
+    approved_by: str | None = Field(
+        None, description="person who approves the use case, where the policy says 'needs a person'"
+    )
     allow_store: bool = Field(False, description="the owner agreed that requests which say store: true are kept")
+
+
+class ServeGuardConfig(CommandConfig):
+    """Options of `serve guard`."""
+
+    stage: ClassVar[str] = "serve guard"
+
+    action: Literal["curve", "counts", "card"] = Field(
+        description="curve (errors of each guard at each threshold), counts (of each day), or card (write the policy "
+        "into the model card of --model)"
+    )
+    guard: Path = Field(description="YAML file of 'serve --guard'")
+    data: tuple[Path, ...] = Field(
+        (), description="labeled texts for curve: prompt or completion, and label (safe or unsafe) or harmful"
+    )
+    model: tuple[Path, ...] = Field((), description="model directories whose README.md gets the policy")
+    device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto takes a GPU when there is one")
+    skip_bad: bool = Field(False, description="leave out and count bad rows instead of stopping")
 
 
 class ServeLogConfig(CommandConfig):

@@ -104,7 +104,7 @@ def format_error(error: APIError) -> JSONResponse:
     return JSONResponse(error.body, error.status, headers=error.headers)
 
 
-class GuardMiddleware:
+class GateMiddleware:
     """Checks a request before it reaches its route; `request.state.key` is then its key. Counts answers by status."""
 
     def __init__(self, app: ASGIApp, gate: Gate, counts: RequestCounts, paths: Collection[str]) -> None:

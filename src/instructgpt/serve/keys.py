@@ -9,9 +9,9 @@ import fcntl
 import hashlib
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -32,6 +32,8 @@ class APIKey:
     store: bool = False
     """Whether the owner agreed that requests which say `store: true` are kept."""
     created: str = ""
+    approved_by: str = ""
+    """The person who approved the use case, where the policy asks for one."""
 
 
 def hash_key(key: str) -> str:
@@ -52,9 +54,11 @@ def read_keys(path: Path) -> list[APIKey]:
         try:
             row = json.loads(line)
             key = APIKey(**row)
-            texts = (key.name, key.sha256, key.owner, key.use_case, key.created)
+            texts = (key.name, key.sha256, key.owner, key.use_case, key.created, key.approved_by)
             if not all(isinstance(text, str) for text in texts) or not isinstance(key.store, bool):
-                raise ValueError("name, sha256, owner, use_case, created are texts, store is true or false")
+                raise ValueError(
+                    "name, sha256, owner, use_case, created, approved_by are texts, store is true or false"
+                )
             if len(key.sha256) != 64 or not key.name:
                 raise ValueError("'sha256' has 64 characters, 'name' is not empty")
         except (TypeError, ValueError) as error:
@@ -117,11 +121,23 @@ def add_key(path: Path, name: str, owner: str, use_case: str, store: bool) -> st
     return key
 
 
+def approve_key(path: Path, name: str, person: str) -> None:
+    """Record that a person approved the use case of a key. Raises InputError where there is no such key."""
+    with _locked(path):
+        keys = read_keys(path) if path.exists() else []
+        _require_key(path, keys, name)
+        _write_keys(path, [replace(key, approved_by=person) if key.name == name else key for key in keys])
+
+
+def _require_key(path: Path, keys: Sequence[APIKey], name: str) -> None:
+    if name not in {key.name for key in keys}:
+        names = ", ".join(key.name for key in keys) or "none"
+        raise InputError(f"{path}: no key '{name}'; keys: {names}")
+
+
 def remove_key(path: Path, name: str) -> None:
     """Remove a key. Raises InputError where there is none of this name."""
     with _locked(path):
         keys = read_keys(path) if path.exists() else []
-        if name not in {key.name for key in keys}:
-            names = ", ".join(key.name for key in keys) or "none"
-            raise InputError(f"{path}: no key '{name}'; keys: {names}")
+        _require_key(path, keys, name)
         _write_keys(path, [key for key in keys if key.name != name])

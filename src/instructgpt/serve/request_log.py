@@ -35,7 +35,7 @@ from instructgpt.serve.keys import APIKey
 REQUESTS, REVIEW, LEFT_OUT, WITHDRAWN = "requests.jsonl", "review.jsonl", "left_out.jsonl", "withdrawn.jsonl"
 _SECRET = "pseudonyms.key"
 
-LeftOutReason = Literal["no consent", "background request", "retry"]
+LeftOutReason = Literal["no consent", "background request", "retry", "content filter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +88,13 @@ class RequestLog:
     def add(self, request: StoredRequest, key: APIKey | None, *, retries: int = 0) -> bool:
         """Keep a request that said `store: true`, or count why not. Returns whether it is kept, for review too."""
         if key is None or not key.store:
-            self._leave_out("no consent")
+            self.leave_out("no consent")
             return False
         if retries:
-            self._leave_out("retry")
+            self.leave_out("retry")
             return False
         if is_background_request(request.prompt):
-            self._leave_out("background request")
+            self.leave_out("background request")
             return False
         record = {
             "id": request.id,
@@ -118,7 +118,8 @@ class RequestLog:
         self._append(REVIEW if kinds else REQUESTS, record)
         return True
 
-    def _leave_out(self, reason: LeftOutReason) -> None:
+    def leave_out(self, reason: LeftOutReason) -> None:
+        """Count a request that said `store: true` and is not kept."""
         self._append(LEFT_OUT, {"time": _now().isoformat(timespec="seconds"), "reason": reason})
 
     def _append(self, name: str, record: dict[str, Any]) -> None:

@@ -38,6 +38,14 @@ class Storage:
             except OSError:
                 _log.exception("a request could not be stored")
 
+    async def leave_out_filtered(self) -> None:
+        """Count a request that a guard blocked; of it nothing is kept."""
+        if self.request_log is not None:
+            try:
+                await asyncio.to_thread(self.request_log.leave_out, "content filter")
+            except OSError:
+                _log.exception("a request could not be counted")
+
 
 def _retry_count(request: Request) -> int:
     """Return how often the client sent the request before; OpenAI's clients say so."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import httpx
@@ -116,7 +116,7 @@ class Upstream:
             await answer.aclose()
 
     @staticmethod
-    async def stream(answer: httpx.Response, collected: CollectedAnswer) -> AsyncIterator[bytes]:
+    async def stream(answer: httpx.Response, collected: CollectedAnswer) -> AsyncGenerator[bytes, None]:
         """Yield a stream as it comes, and collect its text; a broken connection becomes an error event."""
         try:
             async for part in answer.aiter_bytes():

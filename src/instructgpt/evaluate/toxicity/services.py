@@ -42,13 +42,16 @@ class ToxicityModel(Protocol):
         ...
 
 
-def load_toxicity_model(spec: str, device: str = "cpu") -> ToxicityModel:
-    """Load the scorer that `--scorer` names. Raise InputError if it is unknown, not installed, or invalid."""
+def load_toxicity_model(spec: str, device: str = "cpu", **retry_policy: Any) -> ToxicityModel:
+    """Load the scorer that `--scorer` names, a service with fields of `Endpoint` such as `timeout_s`.
+
+    Raise InputError if it is unknown, not installed, or invalid.
+    """
     kind, _, variant = spec.partition(":")
     if kind == "detoxify":
         return Detoxify.load(variant or "original", device)
-    if kind in _TOXICITY_SERVICES and variant:
-        return _ToxicityService.from_url(kind, variant)
+    if kind in TOXICITY_SERVICES and variant:
+        return _ToxicityService.from_url(kind, variant, **retry_policy)
     if not Path(spec).is_dir():
         expected = "one made by 'instructgpt judge toxicity', detoxify, perspective:URL or moderation:URL"
         raise InputError(f"--scorer {spec}: no such directory; expected {expected}")
@@ -140,7 +143,7 @@ def _parse_unit_interval(value: Any) -> float:
     return number
 
 
-_TOXICITY_SERVICES = {
+TOXICITY_SERVICES = {
     "perspective": (_perspective_payload, _perspective_toxicity),
     "moderation": (_moderation_payload, _moderation_toxicity),
 }
@@ -157,10 +160,10 @@ class _ToxicityService:
     problems: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def from_url(cls, kind: str, url: str) -> _ToxicityService:
+    def from_url(cls, kind: str, url: str, **retry_policy: Any) -> _ToxicityService:
         address, _, model = url.partition("#")
         key_variable = TOXICITY_KEY_VARIABLE if os.environ.get(TOXICITY_KEY_VARIABLE) else None
-        return cls(kind, Endpoint.from_url(address, key_variable), model)
+        return cls(kind, Endpoint.from_url(address, key_variable, **retry_policy), model)
 
     @property
     def identity(self) -> str:
@@ -168,7 +171,7 @@ class _ToxicityService:
         return f"{self.kind} {self.endpoint.name} {self.model or 'version not told'}, no hash"
 
     def __call__(self, texts: Sequence[str]) -> list[float]:
-        build_payload, parse_answer = _TOXICITY_SERVICES[self.kind]
+        build_payload, parse_answer = TOXICITY_SERVICES[self.kind]
         payloads = {text: build_payload(text, self.model) for text in texts if _has_words(text)}
         toxicities: dict[str, float] = {}
         self.problems = {}
