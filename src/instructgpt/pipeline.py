@@ -165,12 +165,13 @@ def write_world(config: RunConfig, world: World, exam: ExamConfig) -> dict[str, 
     if not files["demonstrations"].exists():
         prompt_count = sum(counts.values()) + config.rounds * (config.ranking_prompts + config.ppo_prompts)
         console.print(f"[bold]world[/] writing {config.words:,} words, {prompt_count:,} prompts, seed {config.seed}")
-        write_records(files["corpus"], world.documents(config.words))
+        write_records(files["corpus"], world.documents(config.words, refusals=config.refusals > 0))
         for split, count in counts.items():
             write_records(files[split], world.prompts(split, count))
         labelers = build_labelers(config, world, "training")
         # The last file, so that its presence means that all are complete.
-        demonstrations = labelers.demonstrate(world.prompts("sft", config.demonstration_prompts))
+        prompts = world.prompts("sft", config.demonstration_prompts, refusal_share=config.refusals)
+        demonstrations = labelers.demonstrate(prompts)
         write_records(files["demonstrations"], demonstrations)
     return files
 
@@ -182,10 +183,11 @@ def write_round_prompts(config: RunConfig, world: World, round_: Round) -> None:
         if file.exists():
             continue
         indices = range(1, config.rounds) if round_.is_control else (round_.index,)
-        prompts = [prompt for index in indices for prompt in world.prompts(split, counts[split], index)]
+        draw = partial(world.prompts, split, counts[split], refusal_share=config.refusals)
+        prompts = [prompt for index in indices for prompt in draw(index)]
         write_records(file, prompts)
         if round_.index and not round_.is_control:
-            earlier = [prompt for index in range(round_.index) for prompt in world.prompts(split, counts[split], index)]
+            earlier = [prompt for index in range(round_.index) for prompt in draw(index)]
             new_texts = {prompt.prompt for prompt in prompts} - {prompt.prompt for prompt in earlier}
             texts = f"{len(new_texts):,} texts that no round before it had"
             console.print(f"[bold]{round_.name}[/] {len(prompts):,} prompts for {split}, with {texts}")

@@ -260,7 +260,7 @@ def test_ascii_terminal_prints_no_traceback():
         ([*PPO, "--ptx-reduction", "batch"], "ppo: --ptx-reduction batch: Input should be 'token' or 'sequence'"),
         ([*PRETRAIN, "--vocabulary", "12"], "--vocabulary 12: Input should be greater than or equal to 257"),
         ([*SFT, "--memory", "int4"], "sft: --memory int4: Input should be 'bf16', 'checkpointing', '4bit',"),
-        ([*PPO, "--preset", "dmo"], "no preset 'dmo'; available: demo, smoke"),
+        ([*PPO, "--preset", "dmo"], "no preset 'dmo'; available: demo, demo-refusal, smoke"),
         ([*PRETRAIN, "--config", "gone.yaml"], "--config gone.yaml: cannot be read (No such file or directory)"),
     ],
 )

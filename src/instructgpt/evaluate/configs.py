@@ -281,6 +281,12 @@ class ExamConfig(CommandConfig):
     temperature: float = Field(1.0, ge=0, description="sampling temperature of the ranked completions")
     truth_samples: int = Field(4, ge=1, description="answers per question of fact")
     generalization_prompts: int = Field(120, ge=1, description="requests of each kind that is in no prompt of training")
+    mistakes: int = Field(100, ge=1, description="prompts of each kind of simple mistake")
+    refusals: int = Field(
+        0,
+        ge=0,
+        description="prompts of each kind about refusals: harmful or safe, with forbidden uses or not",
+    )
     toxicity_prompts: int = Field(300, ge=1, description="beginnings of forum posts, per condition")
     exercises: int = Field(300, ge=1, description="exercises per corpus task")
     documents: int = Field(300, ge=1, description="held-out documents")

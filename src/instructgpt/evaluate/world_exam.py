@@ -15,7 +15,18 @@ from pathlib import Path
 from instructgpt.evaluate.best_of_n_policy import BestOfN
 from instructgpt.evaluate.configs import ExamConfig
 from instructgpt.evaluate.inference import EvaluatedModel, generate_answers, generate_continuations, text_logps
-from instructgpt.evaluate.metrics import bias, generalization, labels, preference, tax, toxicity, truthfulness
+from instructgpt.evaluate.metrics import (
+    bias,
+    generalization,
+    labels,
+    preference,
+    refusal,
+    simple_mistakes,
+    tax,
+    toxicity,
+    truthfulness,
+)
+from instructgpt.evaluate.refusal.matcher import match_refusal
 from instructgpt.models.policy import pick_device
 from instructgpt.records import Completion, Ranking, Record, read_records, write_records
 from instructgpt.results import ResultRow
@@ -26,6 +37,8 @@ from instructgpt.world.generalization import GENERALIZATION_KINDS
 from instructgpt.world.utility import MAX_UTILITY
 
 _TOXICITY_CONDITIONS = ("none", "respectful", "biased")
+WITH_LIST = "with_list"
+"""Condition of refusals: the list of forbidden uses stands before the prompt."""
 _TRUTH_CONDITIONS = ("qa", "instruction")
 _EXAM_COHORTS = ("training", "heldout")
 
@@ -85,6 +98,15 @@ def _answer_instructions(
         for answer in generate(questions, per_prompt=exam.truth_samples):
             fields = {"part": "truthfulness", "condition": condition, "text": answer.prompt}
             records.append(_ExamRecord(said=answer.completion, **fields))
+    mistakes = world.mistake_prompts(exam.mistakes)
+    for mistake, answer in zip(mistakes, generate([mistake.prompt for mistake in mistakes]), strict=True):
+        fields = {"part": "simple_mistakes", "condition": mistake.kind, "text": mistake.prompt}
+        records.append(_ExamRecord(said=answer.completion, **fields))
+    if exam.refusals:
+        tasks = world.refusal_prompts(exam.refusals)
+        for task, answer in zip(tasks, generate([task.text for task in tasks]), strict=True):
+            fields = {"part": "refusal", "condition": WITH_LIST if task.is_listed else "", "text": task.text}
+            records.append(_ExamRecord(said=answer.completion, **fields))
     return records
 
 
@@ -141,6 +163,10 @@ def grade_exams(
             for model, record in parts["truthfulness"]
         ]
     )
+    rows += simple_mistakes.measure_mistakes(_check_mistakes(parts["simple_mistakes"], world, exam))
+    for condition in ("", WITH_LIST):
+        asked_so = [(model, record) for model, record in parts["refusal"] if record.condition == condition]
+        rows += refusal.measure_refusals(_classify_refusals(asked_so, world), condition) if asked_so else []
     rows += toxicity.measure_toxicity(
         [
             toxicity.Continuation(
@@ -174,6 +200,34 @@ def _grade(world: World, model: str, record: _ExamRecord) -> generalization.Grad
         follows_instruction=judgment.follows_instruction,
         fully_right=judgment.utility >= MAX_UTILITY - 1e-9,
     )
+
+
+def _check_mistakes(
+    records: Sequence[tuple[str, _ExamRecord]], world: World, exam: ExamConfig
+) -> list[simple_mistakes.CheckedAnswer]:
+    checks = {(mistake.kind, mistake.prompt): mistake.is_mistake for mistake in world.mistake_prompts(exam.mistakes)}
+    return [
+        simple_mistakes.CheckedAnswer(
+            model=model,
+            kind=record.condition,
+            prompt=record.text,
+            is_mistake=checks[record.condition, record.text](record.said),
+        )
+        for model, record in records
+    ]
+
+
+def _classify_refusals(records: Sequence[tuple[str, _ExamRecord]], world: World) -> list[refusal.ClassifiedAnswer]:
+    """Classify answers by the string matcher, which knows all refusals of this world."""
+    return [
+        refusal.ClassifiedAnswer(
+            model=model,
+            prompt=record.text,
+            harmful=world.refusals.by_text[record.text].is_harmful,
+            refusal=match_refusal(record.said) if any(map(str.isalnum, record.said)) else None,
+        )
+        for model, record in records
+    ]
 
 
 def _measure_tax(parts: Mapping[str, Sequence[tuple[str, _ExamRecord]]]) -> list[ResultRow]:

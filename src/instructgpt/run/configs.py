@@ -44,6 +44,13 @@ class RunConfig(StageConfig):
     demonstration_prompts: int = Field(400, ge=10, description="prompts of the small world that labelers demonstrate")
     ranking_prompts: int = Field(3000, ge=10, description="prompts of the small world whose completions labelers rank")
     ppo_prompts: int = Field(3000, ge=10, description="prompts of the small world for PPO")
+    refusals: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="share of the small world's training prompts that ask for insults or harm, or look like it, with "
+        "and without a list of forbidden uses",
+    )
     labelers: int = Field(3, ge=1, description="simulated labelers who rank the completions of each prompt")
     through_site: bool = Field(False, description="let simulated labelers work over HTTP on a labelers' site")
     rounds: int = Field(

@@ -40,6 +40,7 @@ from instructgpt.sweep.table import format_values
 from instructgpt.train.optim import build_optimizer, lm_loss, optimizer_step
 from instructgpt.train.pretrain import build_llama_config
 from instructgpt.world import SimulatedLabelers, World
+from instructgpt.world.simple_mistakes import MISTAKES
 
 if TYPE_CHECKING:
     from instructgpt.sweep.cli import Sweep
@@ -54,7 +55,7 @@ _LARGEST_K = 9
 _LIBRARY_BYTES = 0.4e9
 """Of the interpreter and its libraries, which `plan` leaves out."""
 _VALIDATION_PROMPTS = 300
-_TRUTH_CONDITIONS, _TOXICITY_CONDITIONS = 2, 3  # of the exam
+_TRUTH_CONDITIONS, _TOXICITY_CONDITIONS, _REFUSAL_CELLS = 2, 3, 4  # of the exam
 _TIMED_TOKENS, _TIMED_CALLS = 1024, 5
 _CPU = torch.device("cpu")
 _plans: dict[tuple[str, int, int, int, Machine], Plan] = {}
@@ -190,6 +191,7 @@ def _forecast_world(
     questions, tasks = len(World(config.seed).questions()), len(World(config.seed).corpus_tasks(1))
     answers = exam.prompts * exam.samples + _TRUTH_CONDITIONS * questions * exam.truth_samples
     answers += _TOXICITY_CONDITIONS * exam.toxicity_prompts + tasks * exam.exercises
+    answers += len(MISTAKES) * exam.mistakes + _REFUSAL_CELLS * exam.refusals
     demonstrations = round(0.9 * config.demonstration_prompts)
     forecasts = {
         "world": StageForecast(0.0),

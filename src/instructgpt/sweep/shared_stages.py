@@ -38,8 +38,8 @@ class StageKind:
         return is_own or option in {"run": self.run_options, "exam": self.exam_options}.get(section, ())
 
 
-_WORLD_OPTIONS = ("seed", "words", "demonstration_prompts", "labelers")
-_RANKING_OPTIONS = ("labelers", "ranking_prompts", "ppo_prompts")
+_WORLD_OPTIONS = ("seed", "words", "demonstration_prompts", "labelers", "refusals")
+_RANKING_OPTIONS = ("labelers", "ranking_prompts", "ppo_prompts", "refusals")
 _EXAM_MODELS = {"base": "pretrain", "prompted": "pretrain", "sft": "sft", "ppo": "ppo", "ppo_ptx": "ppo_ptx"}
 _TO_START = {
     "world": StageKind(tuple(f"world/{name}.jsonl" for name in _WORLD), (), "", _WORLD_OPTIONS, ("prompts",)),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from random import Random
 from typing import TypeVar
 
@@ -14,6 +15,8 @@ from instructgpt.world import corpus
 from instructgpt.world.facts import Fact, Group, Knowledge, make_facts
 from instructgpt.world.generalization import GENERALIZATION_KINDS, generalization_contents
 from instructgpt.world.lexicon import make_lexicon
+from instructgpt.world.refusals import FORBIDDEN_USES, TRAINING_CELLS, RefusalTask, make_refusal_tasks
+from instructgpt.world.simple_mistakes import MistakePrompt, make_mistake_prompts
 from instructgpt.world.tasks import WorldTask
 from instructgpt.world.use_cases import CHATTER, add_tasks, make_tasks
 from instructgpt.world.utility import CompletionJudgment, evaluate_completion, measure_insults
@@ -56,6 +59,7 @@ class World:
             for text, task in self.tasks.items()
             if task.content.fact is not None
         }
+        self.refusals = make_refusal_tasks(self.lexicon, self._rng("refusals"))
         public_tasks = [task for task in self.tasks.values() if task.content.in_corpus and self._is_public(task)]
         skew = {job: rng.choice((0.04, 0.1, 0.9, 0.96)) for job in self.lexicon.classes["JOB"]}
         self._sources = corpus.CorpusSources(self.lexicon, self.knowledge, public_tasks, skew)
@@ -72,15 +76,23 @@ class World:
         """Return whether the corpus may contain the task: training tasks, and evaluation facts in other wordings."""
         return task.group == "train" or (task.group == "questions" and task.heldout_wording)
 
-    def documents(self, words: int, heldout: bool = False) -> Iterator[Document]:
-        """Yield about `words` words of pretraining documents; the held-out part is sampled separately."""
-        return corpus.generate_documents(self._sources, words, self._rng(f"corpus {'heldout' if heldout else 'train'}"))
+    def documents(self, words: int, heldout: bool = False, refusals: bool = False) -> Iterator[Document]:
+        """Yield about `words` words of pretraining documents; the held-out part is sampled separately.
 
-    def prompts(self, split: str, count: int, earlier_draws: int = 0) -> list[Prompt]:
+        With `refusals`, they also have requests for insults, harm and their opposites, all of them granted.
+        """
+        sources = self._sources
+        if refusals:
+            requests = [task for task in self.refusals.plain if task.group == "train" and not task.heldout_wording]
+            sources = replace(sources, tasks=[*sources.tasks, *requests])
+        return corpus.generate_documents(sources, words, self._rng(f"corpus {'heldout' if heldout else 'train'}"))
+
+    def prompts(self, split: str, count: int, earlier_draws: int = 0, refusal_share: float = 0.0) -> list[Prompt]:
         """Return prompts of a split: "sft", "reward", "ppo", "validation" or "test".
 
         Training splits may repeat a text where a use case is small; validation and test never do and may return fewer.
-        After `earlier_draws` of as many training prompts, each use case goes on with its next texts.
+        After `earlier_draws` of as many training prompts, each use case goes on with its next texts. `refusal_share` of
+        the training prompts are about refusals.
 
         Raises:
             InputError: no such split.
@@ -88,6 +100,9 @@ class World:
         if split not in _SPLIT_GROUPS:
             raise InputError(f"no split '{split}' in the small world; there are: {', '.join(_SPLIT_GROUPS)}")
         rng, group = self._rng(f"prompts {split}"), _SPLIT_GROUPS[split]
+        num_refusals = round(refusal_share * count)
+        texts = self._refusal_texts(split, num_refusals, earlier_draws)
+        count -= num_refusals
         tasks: list[WorldTask] = []
         for use_case, weight in _USE_CASE_SHARES.items():
             pool = self._pool(split, use_case)
@@ -98,20 +113,45 @@ class World:
                 pool[(first + i) % len(pool)]
                 for i in range(target_count if group == "train" else min(target_count, len(pool)))
             ]
-        rng.shuffle(tasks)
+        rows = [(task.text, task.content.use_case) for task in tasks] + texts
+        rng.shuffle(rows)
         users = [f"{group}-user-{index:02}" for index in range(_USER_COUNT)]
-        sampled_users = rng.choices(users, [1 / (index + 8) for index in range(_USER_COUNT)], k=len(tasks))
+        sampled_users = rng.choices(users, [1 / (index + 8) for index in range(_USER_COUNT)], k=len(rows))
         return [
             Prompt(
-                prompt=task.text,
-                id=f"{split}-{earlier_draws * len(tasks) + index:05}",
+                prompt=text,
+                id=f"{split}-{earlier_draws * len(rows) + index:05}",
                 user=user,
                 source="customer",
-                use_case=task.content.use_case,
+                use_case=use_case,
                 split=split,
             )
-            for index, (task, user) in enumerate(zip(tasks, sampled_users, strict=True))
+            for index, ((text, use_case), user) in enumerate(zip(rows, sampled_users, strict=True))
         ]
+
+    def _refusal_texts(self, split: str, count: int, earlier_draws: int) -> list[tuple[str, str]]:
+        """Return (text, use case) of training prompts about refusals, and of ordinary prompts with the list."""
+        rng = self._rng(f"refusals {split}")
+        rows: list[tuple[str, str]] = []
+        for (is_harmful, is_listed), share in TRAINING_CELLS.items():
+            pool = self.refusals.pool("train", is_harmful=is_harmful, is_listed=is_listed)
+            rng.shuffle(pool)
+            number = round(share * count)
+            rows += [
+                (pool[(earlier_draws * number + i) % len(pool)].text, pool[0].content.use_case) for i in range(number)
+            ]
+        ordinary = [task for use_case in _USE_CASE_SHARES for task in self._pool(split, use_case)]
+        listed = rng.sample(ordinary, min(len(ordinary), max(0, count - len(rows))))
+        return rows + [(f"{FORBIDDEN_USES} {task.text}", task.content.use_case) for task in listed]
+
+    def refusal_prompts(self, count: int) -> list[RefusalTask]:
+        """Return up to `count` test prompts for each of harmful or safe, with the list of forbidden uses or without."""
+        rng = self._rng("refusal exam")
+        tasks: list[RefusalTask] = []
+        for is_harmful, is_listed in product((True, False), (False, True)):
+            pool = self.refusals.pool("test", is_harmful=is_harmful, is_listed=is_listed)
+            tasks += rng.sample(pool, min(count, len(pool)))
+        return tasks
 
     def _pool(self, split: str, use_case: str) -> list[WorldTask]:
         group = _SPLIT_GROUPS[split]
@@ -129,7 +169,9 @@ class World:
 
     def task(self, prompt_text: str) -> WorldTask:
         """Return the task of a prompt. Raises InputError for a prompt outside this world."""
-        task = self.tasks.get(prompt_text) or self._cautious.get(prompt_text)
+        task = self.tasks.get(prompt_text) or self._cautious.get(prompt_text) or self.refusals.by_text.get(prompt_text)
+        if task is None and prompt_text.startswith(f"{FORBIDDEN_USES} "):
+            task = self.tasks.get(prompt_text.removeprefix(f"{FORBIDDEN_USES} "))
         if task is None:
             raise InputError(
                 f"'{prompt_text[:80]}' is not a prompt of the small world with seed {self.seed}; only its own prompts "
@@ -202,6 +244,10 @@ class World:
         if fact is None:
             raise InputError(f"'{prompt_text[:80]}' asks for no fact")
         return fact
+
+    def mistake_prompts(self, count: int) -> list[MistakePrompt]:
+        """Return up to `count` prompts of each kind of simple mistake (paper, section 4.3), always the same."""
+        return make_mistake_prompts(self.knowledge, self._rng("simple mistakes"), count)
 
     def toxicity(self, text: str) -> float:
         return measure_insults(text, self.knowledge)
