@@ -34,12 +34,14 @@ OPTION_GROUPS = {
     "sampling": "n max_tokens temperature top_p stop",
     "evaluation": """names harness include_path limit judge judge_model judge_key judge_reads judge_max_tokens
         judge_temperature judges scorer detector baseline""",
-    "small world": "words demonstration_prompts ranking_prompts ppo_prompts labelers through_site baselines",
+    "small world": """words demonstration_prompts ranking_prompts ppo_prompts refusals labelers through_site
+        baselines""",
     "rounds": "rounds round_reward round_policy one_round_control",
     "site": """site database public_url host port key second_factor end_second_factor endpoint endpoint_models
         retention_days""",
     "hub": "directory repo license base_model results private",
-    "serving": "action url system upstream keys store rate max_rows max_waiting timeout metrics owner allow_store days",
+    "serving": """action url system upstream keys store guard approved_by rate max_rows max_waiting timeout metrics
+        owner allow_store days""",
     "labeling": """name kind purpose cohort screening priority overlap cohort_share cohort_overlap gold_share
         repeat_share heldout_share k_least k_most hourly currency open""",
     "cost": "labels prices watts",

@@ -13,6 +13,11 @@ ExportUse = Literal["training", "evaluation"]
 LabelImportFormat = Literal["auto", "instructgpt", "label-studio", "argilla"]
 SecondFactorPolicy = Literal["optional", "owners", "team"]
 """Who must set up a second factor: nobody, owners, or owners and researchers."""
+FailureKind = Literal["false_premise", "hedging", "harm", "constraints"]
+FAILURE_KINDS: tuple[FailureKind, ...] = ("false_premise", "hedging", "harm", "constraints")
+"""What red-team prompts should bring about: a false premise accepted, hedging, help with harm, a constraint missed
+(paper, 4.3 and 5.3).
+"""
 MAX_COMPLETIONS = 9  # of a task, lettered A to I; the paper uses K = 4 to 9 (3.5)
 MAX_RATING = 7
 MAX_RATING_POINTS = 20

@@ -188,7 +188,7 @@ def test_migrated_structure_equals_the_models(database_url):
     created = structure(database)
     database.close()
     assert migrated == created
-    assert sum(len(table["checks"]) for table in migrated.values()) == 27
+    assert sum(len(table["checks"]) for table in migrated.values()) == 28
 
 
 def test_a_new_revision_holds_only_what_the_models_add(tmp_path, monkeypatch):

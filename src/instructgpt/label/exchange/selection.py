@@ -23,6 +23,7 @@ from instructgpt.label.db.models.people import Instructions, Person
 from instructgpt.label.db.models.submissions import Assignment, Submission
 from instructgpt.label.db.models.tasks import Batch, PromptRow, Task
 from instructgpt.label.people.privacy import WITHDRAWN_BY_LABELER
+from instructgpt.label.tasks.red_team import get_failure_kind
 from instructgpt.label.vocabulary import ExportUse, TaskKind
 
 SUBMISSION_CHUNK_SIZE = 500
@@ -82,6 +83,8 @@ def exclusion_reason(item: ExportItem, export_filter: ExportFilter) -> str | Non
         return "excluded_task"
     if item.batch.screening is not None:
         return "screening"
+    if get_failure_kind(item.task.brief) is not None:
+        return "red_team"
     return _use_exclusion_reason(item, export_filter.use)
 
 

@@ -31,6 +31,7 @@ from instructgpt.label.db.models import (
     Person,
     PromptRow,
     ProviderIdentity,
+    RedTeamAttempt,
     Skip,
     Submission,
     SurveyParticipation,
@@ -39,10 +40,12 @@ from instructgpt.label.db.models import (
 from instructgpt.label.errors import SiteError
 from instructgpt.label.people.groups import get_declared_group
 from instructgpt.label.tasks.batches import withdraw_prompt
+from instructgpt.label.tasks.red_team import withdraw_attempts
 from instructgpt.label.tasks.submission_contents import read_submission_forms
 
 WITHDRAWN_BY_LABELER = "withdrawn by the labeler"
 _STATUS_COLUMNS = ("role", "status", "cohort", "fold", "pseudonym")
+_ATTEMPT_COLUMNS = ("failure", "prompt", "completion", "success", "created_at", "withdrawn_at")
 _ACCOUNT_COLUMNS = ("name", "email", *_STATUS_COLUMNS, "language", "theme", "sees_sensitive", "created_at")
 
 
@@ -87,6 +90,9 @@ def export_personal_data(db: Session, person: Person) -> dict[str, Any]:
             | forms[submission.id].model_dump(mode="json")
             for submission in submissions
         ],
+        "red_team_attempts": _select_columns(
+            db, RedTeamAttempt, RedTeamAttempt.assignment_id.in_(assignment_ids), *_ATTEMPT_COLUMNS
+        ),
         "drafts": _select_columns(
             db, Draft, Draft.assignment_id.in_(assignment_ids), "assignment_id", "rev", "payload", "updated_at"
         ),
@@ -184,6 +190,7 @@ def _withdraw_work(db: Session, person: Person, labels: bool, now_ms: int) -> No
         own_submissions = update(Submission).where(Submission.assignment_id.in_(assignment_ids))
         valid = own_submissions.where(Submission.invalid_reason.is_(None))
         db.execute(valid.values(invalid_reason=WITHDRAWN_BY_LABELER))
+        withdraw_attempts(db, db.scalars(assignment_ids).all(), now_ms)
     db.flush()
 
 

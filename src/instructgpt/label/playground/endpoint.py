@@ -17,6 +17,8 @@ from instructgpt.errors import RunError
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 5.0, 300.0
 _MODELS_AGE_S = 30.0
 _MAX_ERROR_LENGTH = 300
+CONTENT_FILTERED = "content_filter"
+"""`finish` of an answer that a content filter stopped: its text is the filter's."""
 
 
 class ModelEndpointError(RunError):
@@ -132,7 +134,8 @@ def parse_stream_line(line: str) -> Delta | None:
         if not chunk.get("choices"):
             return None  # usage
         choice = chunk["choices"][0]
-        text = (choice.get("delta") or {}).get("content") or ""
+        delta = choice.get("delta") or {}
+        text = delta.get("content") or delta.get("refusal") or ""  # a content filter's sentence
         return Delta(str(text), choice.get("finish_reason"), chunk.get("system_fingerprint"))
     except (ValueError, AttributeError, KeyError, IndexError, TypeError) as error:
         raise ModelEndpointError("the endpoint sent a line that is no chunk of a completion") from error

@@ -40,7 +40,7 @@ from instructgpt.label.db.models import (
     current_time_ms,
 )
 from instructgpt.label.errors import SiteError
-from instructgpt.label.playground.endpoint import ModelEndpoint, ModelEndpointError
+from instructgpt.label.playground.endpoint import CONTENT_FILTERED, ModelEndpoint, ModelEndpointError
 from instructgpt.label.playground.review import load_review_verdicts
 from instructgpt.label.tasks import batches
 from instructgpt.label.tasks.ingest import upsert_prompts
@@ -349,11 +349,13 @@ def _round_completions(
     completions = [
         _completion(columns, sample.text, sample.model, sample.finish, sampling | {"seed": sample.seed})
         for sample in samples
-        if sample.text
+        if sample.text and sample.finish != CONTENT_FILTERED
     ]
     answers = _ranked_answers(db, turn) if settings.include_answers else ()
     return completions + [
-        _completion(columns, answer.text, answer.model, answer.finish, answer.sampling) for answer in answers
+        _completion(columns, answer.text, answer.model, answer.finish, answer.sampling)
+        for answer in answers
+        if answer.finish != CONTENT_FILTERED
     ]
 
 

@@ -23,7 +23,7 @@ from instructgpt.label.db.models import Batch, Person
 from instructgpt.label.tasks import batches
 from instructgpt.label.tasks.forms import PROMPT_LABELS
 from instructgpt.label.tasks.rates import MAX_HOURLY_RATE, HourlyRate
-from instructgpt.label.vocabulary import MAX_COMPLETIONS, TaskKind
+from instructgpt.label.vocabulary import MAX_COMPLETIONS, FailureKind, TaskKind
 from instructgpt.records import USE_CASES, Cohort, format_validation_error
 
 _MAX_WRITE_TASKS = 100_000
@@ -57,6 +57,7 @@ class BatchSpec(BaseModel):
     written: int = Field(0, ge=0, le=_MAX_WRITE_TASKS)  # kind `write`: number of prompts to write
     written_form: Literal["plain", "few_shot", "user_based"] = "plain"
     written_use_case: str | None = None
+    red_team: FailureKind | None = None  # kind `write`: the prompts are to make a model fail in this way
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
@@ -66,6 +67,8 @@ class BatchSpec(BaseModel):
             raise ValueError("kind 'write' needs the number of prompts to write")
         if self.kind != "write" and self.written:
             raise ValueError(f"prompts to write belong to kind 'write', not to '{self.kind}'")
+        if self.red_team and (self.kind, self.written_form) != ("write", "plain"):
+            raise ValueError("red-team tasks are plain prompts to write: kind 'write', form 'plain'")
         if self.baseline and (self.kind, self.purpose) != ("rank", "evaluation"):
             raise ValueError("a baseline belongs to rankings for evaluation")
         if (self.hourly is None) != (self.currency is None):
@@ -117,6 +120,7 @@ def create_batch_from_spec(
     except ValidationError as error:
         raise InputError(format_validation_error(error)) from error
     brief = {"form": spec.written_form} | ({"use_case": spec.written_use_case} if spec.written_use_case else {})
+    brief |= {"red_team": spec.red_team} if spec.red_team else {}
     gold = load_gold_answers(spec.kind, files.get("gold", ()))
     return batches.create_batch_with_tasks(
         db,

@@ -23,7 +23,7 @@ from instructgpt.label.tasks.ingest import IngestReport, TaskCandidate
 from instructgpt.label.tasks.questions import parse_questions
 from instructgpt.label.tasks.rates import HourlyRate
 from instructgpt.label.tasks.task_events import record_batch_completion
-from instructgpt.label.vocabulary import MAX_COMPLETIONS, TASK_KINDS, TaskKind
+from instructgpt.label.vocabulary import FAILURE_KINDS, MAX_COMPLETIONS, TASK_KINDS, TaskKind
 from instructgpt.label.vocabulary import UNLIMITED_OVERLAP as UNLIMITED_OVERLAP
 from instructgpt.records import Cohort
 
@@ -86,7 +86,7 @@ def create_batch_with_tasks(
         screening, cohort: the part of the screening test that the batch is for; None: both cohorts.
         baseline: evaluation: the model that every task must contain.
         gold: known answers by the prompt's text or id. Rank: `{completion text: rank}`; others: fields of the form.
-        briefs: write: one task each, with `form`, `use_case`, `hint`.
+        briefs: write: one task each, with `form`, `use_case`, `hint`, `red_team`.
 
     Raises:
         InputError: the arguments contradict each other, or no task is left.
@@ -95,7 +95,7 @@ def create_batch_with_tasks(
     rng, report, unused_gold = Random(f"{policy.seed}:{name}"), IngestReport(), dict(gold or {})
     candidates = ingest.build_task_candidates(db, kind, prompts, completions, policy.k, baseline, report, rng)
     if kind == "write":
-        candidates += [TaskCandidate(None, (), dict(brief)) for brief in briefs]
+        candidates += [TaskCandidate(None, (), _check_brief(brief)) for brief in briefs]
     if not candidates:
         raise InputError(f"batch '{name}': no task is left ({report.format_counts() or 'no records'})")
     batch = Batch(
@@ -152,6 +152,15 @@ def _check_batch_fields(
         raise InputError("held-out labelers never get training tasks; use purpose 'evaluation'")
     if policy.heldout_share is not None and (purpose != "evaluation" or cohort is not None or screening is not None):
         raise InputError("heldout_share divides an evaluation batch that both cohorts work on")
+
+
+def _check_brief(brief: Mapping[str, Any]) -> dict[str, Any]:
+    failure = brief.get("red_team")
+    if failure is not None and failure not in FAILURE_KINDS:
+        raise InputError(f"unknown kind of failure '{failure}'; choose from {', '.join(FAILURE_KINDS)}")
+    if failure is not None and brief.get("form", "plain") != "plain":
+        raise InputError("red-team tasks are plain prompts to write")
+    return dict(brief)
 
 
 def _add_tasks(

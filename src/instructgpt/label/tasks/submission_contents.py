@@ -45,7 +45,7 @@ def write_contents(
         db.add(DemonstrationRow(**ids, text=form.text, text_hash=text_hash(form.text)))
     elif isinstance(form, PromptForm):
         _withdraw_earlier_prompts(db, assignment, submission.created_at)
-        db.add(_build_prompt_row(submission, assignment, form))
+        db.add(_build_prompt_row(submission, assignment, task, form))
     elif isinstance(form, ReviewForm):
         db.add(PromptReview(submission_id=submission.id, **form.model_dump(include=set(_REVIEW_COLUMNS))))
     db.flush()
@@ -64,12 +64,12 @@ def _write_ranking(db: Session, submission: Submission, assignment: Assignment, 
         db.add(Rating(**key, rating=rating.rating, labels=rating.labels, note=rating.note))
 
 
-def _build_prompt_row(submission: Submission, assignment: Assignment, form: PromptForm) -> PromptRow:
+def _build_prompt_row(submission: Submission, assignment: Assignment, task: Task, form: PromptForm) -> PromptRow:
     text = _format_written_prompt(form)
     return PromptRow(
         text=text,
         text_hash=text_hash(text),
-        source=f"labeler_{form.form}",
+        source="red_team" if (task.brief or {}).get("red_team") else f"labeler_{form.form}",
         use_case=form.use_case,
         sensitive=form.sensitive,
         author_id=assignment.person_id,

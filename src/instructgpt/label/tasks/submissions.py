@@ -21,8 +21,9 @@ from instructgpt.label.db.models import (
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks.assignments import MINUTE_MS, cancel_skip, lease_duration_ms, lock_assignment, undo_skip
 from instructgpt.label.tasks.drafts import get_draft
-from instructgpt.label.tasks.forms import RankingForm, SubmissionForm
+from instructgpt.label.tasks.forms import PromptForm, RankingForm, SubmissionForm
 from instructgpt.label.tasks.questions import batch_questions, complete_form, list_unanswered
+from instructgpt.label.tasks.red_team import check_judged, get_failure_kind
 from instructgpt.label.tasks.submission_contents import read_submission_form, withdraw_written_prompt, write_contents
 from instructgpt.label.tasks.task_events import record_batch_completion, record_submission
 
@@ -143,6 +144,8 @@ def _check_form(db: Session, assignment: Assignment, task: Task, form: Submissio
     kind = getattr(form, "kind", None)
     if kind != task.kind:
         raise SiteError(422, "wrong_form", expected=task.kind, found=kind)
+    if isinstance(form, PromptForm) and get_failure_kind(task.brief) is not None:
+        check_judged(db, assignment, form.text)
     if not isinstance(form, RankingForm):
         return form
     completions = db.scalars(select(TaskCompletion.completion_id).where(TaskCompletion.task_id == task.id)).all()

@@ -15,6 +15,7 @@ from instructgpt.label.db.models.tasks import Task
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks.forms import PROMPT_LABELS
 from instructgpt.label.tasks.questions import QuestionSet, RatingQuestion, batch_questions
+from instructgpt.label.tasks.red_team import AttemptView, get_failure_kind, list_attempts
 from instructgpt.label.tasks.submission_contents import read_submission_form
 from instructgpt.label.vocabulary import TaskKind
 
@@ -59,6 +60,8 @@ class TaskView(_FrozenModel):
     messages: list[dict[str, str]] | None
     sensitive: bool
     brief: dict[str, Any] | None
+    attempts: list[AttemptView] | None
+    """Red-team tasks: the prompts that were sent to models, with the answers; None for other tasks."""
     completions: list[CompletionView]
     lease_until: int
     draft: DraftView | None
@@ -104,6 +107,7 @@ def build_task_view(db: Session, assignment: Assignment) -> TaskView:
         messages=prompt.messages if prompt else None,
         sensitive=prompt.sensitive if prompt else False,
         brief=task.brief,
+        attempts=list_attempts(db, assignment.id) if get_failure_kind(task.brief) is not None else None,
         completions=_completions(db, assignment),
         lease_until=assignment.lease_until,
         draft=DraftView(rev=draft.rev, payload=draft.payload) if draft else None,

@@ -58,6 +58,7 @@ from instructgpt.label.db.models.submissions import (
     RankingItem,
     RankingRow,
     Rating,
+    RedTeamAttempt,
     Skip,
     Submission,
 )
@@ -109,6 +110,7 @@ __all__ = [
     "RankingRow",
     "RateBucket",
     "Rating",
+    "RedTeamAttempt",
     "RoundSample",
     "SignInChallenge",
     "Skip",

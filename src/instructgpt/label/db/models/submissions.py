@@ -8,7 +8,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from instructgpt.label.db.models.base import Base, choices_constraint, current_time_ms, new_id
-from instructgpt.label.vocabulary import MAX_RATING_POINTS, TASK_KINDS, TaskKind
+from instructgpt.label.vocabulary import FAILURE_KINDS, MAX_RATING_POINTS, TASK_KINDS, FailureKind, TaskKind
 
 _ASSIGNMENT_STATES = ("open", "submitted", "skipped", "expired", "returned")
 """`expired`: the lease ran out; a late submission is still stored. `returned`: a researcher asks for a new version."""
@@ -74,6 +74,27 @@ class Submission(Base):
     invalid_reason: Mapped[str | None]
     created_at: Mapped[int] = mapped_column(default=current_time_ms)
     replaced_at: Mapped[int | None]
+
+
+class RedTeamAttempt(Base):
+    """A prompt that a labeler sent to a model to make it fail, with the answer. `person` is the assignment's."""
+
+    __tablename__ = "red_team_attempt"
+    __table_args__ = (choices_constraint("failure", FAILURE_KINDS),)
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    assignment_id: Mapped[str] = mapped_column(ForeignKey("assignment.id"), index=True)
+    failure: Mapped[FailureKind]
+    model: Mapped[str]
+    checkpoint: Mapped[str | None]
+    prompt: Mapped[str]
+    completion: Mapped[str]
+    finish: Mapped[str]
+    sampling: Mapped[dict[str, Any]]
+    success: Mapped[bool | None]
+    """Whether the model failed as stated; None: the labeler has not said yet."""
+    created_at: Mapped[int] = mapped_column(default=current_time_ms)
+    judged_at: Mapped[int | None]
+    withdrawn_at: Mapped[int | None]
 
 
 class DemonstrationRow(Base):

@@ -12,10 +12,11 @@ from instructgpt.label.web.api import (
     people,
     playground,
     prompts,
+    red_team,
     session,
     stats,
     tasks,
 )
 
-_MODULES = (tasks, session, prompts, batches, exports, stats, people, health, instructions, playground)
+_MODULES = (tasks, session, prompts, batches, exports, stats, people, health, instructions, playground, red_team)
 API_ROUTERS: tuple[APIRouter, ...] = tuple(module.router for module in _MODULES)

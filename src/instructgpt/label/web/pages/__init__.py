@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from instructgpt.label.web.pages import account, appearance, openid, playground, second_factor, sign_in
 from instructgpt.label.web.pages.labeler import calibration, home, instructions, screening, task
+from instructgpt.label.web.pages.labeler import red_team as attempts
 from instructgpt.label.web.pages.owner import (
     adjudication,
     audit_log,
@@ -18,6 +19,7 @@ from instructgpt.label.web.pages.owner import (
     overview,
     people,
     quality,
+    red_team,
     results,
     search,
     task_review,
@@ -25,7 +27,7 @@ from instructgpt.label.web.pages.owner import (
 )
 
 _COMMON = (account, appearance, openid, playground, second_factor, sign_in)
-_LABELER = (calibration, home, instructions, screening, task)
+_LABELER = (calibration, home, instructions, screening, task, attempts)
 _OWNER = (
     adjudication,
     audit_log,
@@ -38,6 +40,7 @@ _OWNER = (
     overview,
     people,
     quality,
+    red_team,
     results,
     search,
     task_review,

@@ -154,6 +154,11 @@ function requestSubmit() {
 let isSending = false;
 
 async function onSubmit(event) {
+  if (event.submitter?.hasAttribute("formaction")) {
+    isDirty = false; // the server keeps the fields as the draft
+    drafts.discardLocal();
+    return;
+  }
   event.preventDefault();
   if (isSending) return;
   if (ranking && !ranking.isComplete) {

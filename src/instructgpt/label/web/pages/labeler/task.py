@@ -30,11 +30,12 @@ _MIN_EXAMPLES = 3
 """Example fields on the page of a prompt, empty ones included."""
 
 
-async def _read_posted_fields(request: Request) -> list[tuple[str, str]]:
+async def read_posted_fields(request: Request) -> list[tuple[str, str]]:
+    """Return the text fields of a posted form, in its order."""
     return [(name, value) for name, value in (await request.form()).multi_items() if isinstance(value, str)]
 
 
-_PostedFields = Annotated[list[tuple[str, str]], Depends(_read_posted_fields)]
+_PostedFields = Annotated[list[tuple[str, str]], Depends(read_posted_fields)]
 
 
 @router.post("/claim")

@@ -41,7 +41,7 @@ from instructgpt.label.tasks.batch_warnings import BatchWarning, find_batch_warn
 from instructgpt.label.tasks.questions import ANSWER_POLICIES, batch_questions, load_questions_yaml
 from instructgpt.label.tasks.rates import get_current_rate, list_rates, sum_spent
 from instructgpt.label.tasks.task_view import newest_turn
-from instructgpt.label.vocabulary import MAX_COMPLETIONS
+from instructgpt.label.vocabulary import FAILURE_KINDS, MAX_COMPLETIONS
 from instructgpt.label.web.rendering import redirect, render_page
 from instructgpt.records import LABELS, USE_CASES, format_validation_error
 
@@ -229,6 +229,7 @@ def _render_batch_form(
         answer_policies=ANSWER_POLICIES,
         table_3=LABELS,
         screening_parts=batches.SCREENING_TASK_PARTS,
+        failure_kinds=FAILURE_KINDS,
     )
 
 
