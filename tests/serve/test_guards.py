@@ -340,7 +340,7 @@ def test_a_moderation_service(endpoint, client, make_guards):
             client.chat.completions.create(model="policy", messages=HARMFUL).choices[0].finish_reason
             == "content_filter"
         )
-        answer = client.chat.completions.create(model="policy", messages=USER, max_tokens=4)
+        answer = client.chat.completions.create(model="policy", messages=USER, max_tokens=24, seed=5)
         assert answer.choices[0].finish_reason != "content_filter"
     for refuses in (True, False):  # the service is gone
         guards = endpoint.state.guards = make_guards(
@@ -348,11 +348,11 @@ def test_a_moderation_service(endpoint, client, make_guards):
         )
         if refuses:
             with pytest.raises(openai.InternalServerError) as caught:
-                client.chat.completions.create(model="policy", messages=USER, max_tokens=4)
+                client.chat.completions.create(model="policy", messages=USER, max_tokens=24, seed=5)
             assert (caught.value.status_code, caught.value.code) == (503, "guard_unavailable")
             assert counts(guards) == {("service", "prompt"): [0, 0, 0, 1]}
         else:
-            assert client.chat.completions.create(model="policy", messages=USER, max_tokens=4).choices
+            assert client.chat.completions.create(model="policy", messages=USER, max_tokens=24, seed=5).choices
             assert counts(guards) == {("service", "prompt"): [0, 0, 0, 1], ("service", "completion"): [0, 0, 0, 1]}
 
 

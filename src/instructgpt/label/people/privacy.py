@@ -45,6 +45,7 @@ from instructgpt.label.tasks.submission_contents import read_submission_forms
 
 WITHDRAWN_BY_LABELER = "withdrawn by the labeler"
 _STATUS_COLUMNS = ("role", "status", "cohort", "fold", "pseudonym")
+_READING_FIELDS = ("purpose", "version", "attempts", "at")
 _ATTEMPT_COLUMNS = ("failure", "prompt", "completion", "success", "created_at", "withdrawn_at")
 _ACCOUNT_COLUMNS = ("name", "email", *_STATUS_COLUMNS, "language", "theme", "sees_sensitive", "created_at")
 
@@ -73,9 +74,7 @@ def export_personal_data(db: Session, person: Person) -> dict[str, Any]:
         "identities": _select_columns(
             db, ProviderIdentity, ProviderIdentity.person_id == person.id, "issuer", "subject", "created_at"
         ),
-        "instructions_read": [
-            {"purpose": row[0], "version": row[1], "attempts": row[2], "at": row[3]} for row in readings
-        ],
+        "instructions_read": [dict(zip(_READING_FIELDS, row, strict=True)) for row in readings],
         "decisions": _select_columns(
             db, Decision, Decision.person_id == person.id, "verdict", "reason", "measured", "at"
         ),
