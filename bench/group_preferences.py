@@ -58,7 +58,7 @@ SENTENCE = "Have a good day."
 TASTES = {"majority": -1.5, "minority": 2.0}
 """Utility of the sentence to each group."""
 PEOPLE = {"training": {"majority": 15, "minority": 5}, "heldout": {"majority": 8, "minority": 8}}
-DEMONSTRATIONS, RANKING_PROMPTS, VALIDATION_PROMPTS, TEST_PROMPTS, EPISODES = 200, 1_500, 250, 250, 4_096
+DEMONSTRATIONS, RANKING_PROMPTS, VALIDATION_PROMPTS, TEST_PROMPTS, EPISODES = 200, 5_000, 250, 250, 4_096
 PER_RANKING, BEST_OF, PPO_SAMPLES, MAX_TOKENS = 4, 16, 4, 32
 SPREAD = 0.35
 """Standard deviation of people's weights around their group's, relative."""
