@@ -31,7 +31,8 @@ from instructgpt.serve.request_log import RequestLog, StoredRequest
 
 endpoint, site = playground.endpoint, playground.site
 
-ANN, BOB = (APIKey(name, "0" * 64, name, "chat", store=True) for name in ("ann", "bob"))
+ANN = APIKey("ann", "0" * 64, "ann", "rewrite", store=True)
+BOB = APIKey("bob", "0" * 64, "bob", "", store=True)
 
 
 @pytest.fixture
@@ -81,6 +82,7 @@ def test_kept_requests_are_in_the_next_round(site, log, endpoint):
     assert texts == {"What is a lens?", "What is a prism?"}
     assert candidates.users == {f"api-{log.pseudonym(name)}": 1 for name in ("ann", "bob")}
     assert +candidates.left_out == {"review": 1}
+    assert candidates.use_cases["rewrite"] == 1, "the use case of the key"
     answers = {(row.text, row.model, row.checkpoint, row.sampling["seed"]) for row in rows(site, PlaygroundAnswer)}
     assert ("answer 1a", "policy", "ab12", 7) in answers
     assert import_request_log(site, log.folder).imported == 0, "nothing twice"
@@ -88,6 +90,7 @@ def test_kept_requests_are_in_the_next_round(site, log, endpoint):
         start_round(db, RoundSettings(shares={"policy": 1, "sft": 1}, k=2), None)
     resume_rounds(site, ModelEndpoint(endpoint.url))
     prompts = {row.text: row for row in rows(site, PromptRow) if "What is" in row.text}
+    assert {row.use_case for row in prompts.values()} == {"rewrite", None}
     assert {row.source for row in prompts.values()} == {"api"}
     assert len(prompts) == 2
     page = client_of(site, add_person(site, "olga", role="owner")).get("/next-round")

@@ -67,6 +67,7 @@ class _KeptRequest(BaseModel):
     sha256: str = ""
     sampling: dict[str, Any] = {}
     seed: int | None = None
+    use_case: str | None = None
     personal_data: tuple[str, ...] = ()
 
 
@@ -190,6 +191,7 @@ def _store_request(db: Session, located: _LocatedRequest, report: IntakeReport) 
         messages=messages,
         personal_data=personal_data,
         client=API_CLIENT,
+        use_case=request.use_case,
         created_at=created_at,
     )
     db.add(turn)

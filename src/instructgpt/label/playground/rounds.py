@@ -114,9 +114,7 @@ def collect_candidates(db: Session, cap: int = 200, max_prompts: int = 1_000) ->
     for turn, pseudonym in within_cap[:max_prompts]:
         result.turns.append(turn)
         result.users[pseudonym] += 1
-        spoken_count = sum(message["role"] != "system" for message in turn.messages)
-        guess = guess_use_case(turn.messages[-1]["content"], spoken_count)
-        result.use_cases[use_cases.get(turn.prompt_id or "") or guess] += 1
+        result.use_cases[_stated_use_case(turn, use_cases) or _guess_use_case(turn)] += 1
     return result
 
 
@@ -141,6 +139,16 @@ def _reviewed_use_cases(db: Session) -> dict[str, str]:
     )
     rows = [*db.execute(of_reviews), *db.execute(of_prompts)]
     return {str(prompt_id): str(use_case) for prompt_id, use_case in rows}
+
+
+def _stated_use_case(turn: PlaygroundTurn, reviewed: Mapping[str, str]) -> str | None:
+    """Return the use case that a person named: in the prompt, in its review, or for the API key."""
+    return reviewed.get(turn.prompt_id or "") or turn.use_case
+
+
+def _guess_use_case(turn: PlaygroundTurn) -> str:
+    spoken_count = sum(message["role"] != "system" for message in turn.messages)
+    return guess_use_case(turn.messages[-1]["content"], spoken_count)
 
 
 def guess_model_roles(models: Sequence[str]) -> dict[str, ModelRole]:
@@ -326,7 +334,7 @@ def _create_round_batch(db: Session, row: PlaygroundRound, settings: RoundSettin
     use_cases = _reviewed_use_cases(db)
     prompts, completions = [], []
     for turn, pseudonym in turns:
-        use_case = use_cases.get(turn.prompt_id or "")
+        use_case = _stated_use_case(turn, use_cases)
         prompt = _prompt_of(turn, user=pseudonym, source=turn.client, use_case=use_case)
         prompts.append(prompt)
         completions += _round_completions(db, turn, prompt, settings)
