@@ -53,7 +53,7 @@ def folder(tmp_path):
         (["ppo", "--prompts", "a.jsonl", "m"], ["my prompts.jsonl", "models"]),
         (["sft", "--base", "mo"], ["models"]),
         (["ppo", "--lr", ""], []),
-        (["sft", "--preset", ""], ["demo", "smoke"]),
+        (["sft", "--preset", ""], ["demo", "demo-refusal", "smoke"]),
         (["plan", "p"], ["pretrain", "ppo"]),
         (["plan", "ppo", "--kl"], ["--kl-alarm", "--kl-coef"]),
         (["plan", "ppo", "--ran"], ["--ranks"]),
@@ -61,8 +61,8 @@ def folder(tmp_path):
         (["serve", "k"], ["keys"]),
         (["serve", "--up"], ["--upstream"]),
         (["serve", "--model", "mo"], ["models"]),
-        (["serve", "keys", ""], ["add", "revoke", "list"]),
-        (["serve", "keys", "add", "--a"], ["--allow-store"]),
+        (["serve", "keys", ""], ["add", "approve", "revoke", "list"]),
+        (["serve", "keys", "add", "--a"], ["--allow-store", "--approved-by"]),
         (["serve", "log", "--s"], ["--store"]),
         (["completion", ""], ["bash", "zsh", "fish"]),
         (["xyzzy", ""], []),
@@ -101,7 +101,7 @@ def test_fish_offers(folder):
     assert sorted(offered("instructgpt ppo --ptx-reduction ")) == ["sequence", "token"]
     assert offered("instructgpt sft --base mo") == ["models/"]
     assert offered("instructgpt serve ke") == ["keys"]
-    assert offered("instructgpt serve keys --a") == ["--allow-store"]
+    assert offered("instructgpt serve keys --a") == ["--allow-store", "--approved-by"]
     assert offered("instructgpt serve --up") == ["--upstream"]
     assert offered("instructgpt serve keys --up") == []
 

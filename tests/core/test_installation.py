@@ -47,6 +47,7 @@ REQUIRED_OPTIONS = {
     "doctor": "x",
     "watch": "x",
     "serve": "--model x",
+    "serve guard": "curve --guard x --data x",
 }
 """Command lines that parse; the files need not exist, because what is missing comes first."""
 

@@ -82,9 +82,10 @@ def test_commands_about_keys(tmp_path, capsys):
     assert keys("add", "--name", "a", "--owner", "ann", "--use-case", "chat", "--allow-store")[0] == 0
     row = json.loads(path.read_text())
     assert row | {"created": ""} == {
-        "name": "a", "sha256": row["sha256"], "owner": "ann", "use_case": "chat", "store": True, "created": ""
+        "name": "a", "sha256": row["sha256"], "owner": "ann", "use_case": "chat", "store": True, "created": "",
+        "approved_by": "",
     }  # fmt: skip
-    assert keys("list")[1].split("\t")[:4] == ["a", "ann", "chat", "store: true is kept"]
+    assert keys("list")[1].split("\t")[:5] == ["a", "ann", "chat", "not approved", "store: true is kept"]
     for words, complaint in (
         (("add", "--name", "a", "--owner", "bob"), "there is a key 'a' already"),
         (("add", "--name", "b"), "--owner is required"),

@@ -296,7 +296,7 @@ def test_mix_weights_the_pretraining_gradient(small_sft, write, save, monkeypatc
     monkeypatch.setattr(
         sft,
         "optimizer_step",
-        lambda optimizer, *_: seen.append([p.grad.clone() for g in optimizer.param_groups for p in g["params"]]),
+        lambda optimizers, *_: seen.append([p.grad.clone() for g in optimizers[0].param_groups for p in g["params"]]),
     )
     sft.main(config)
     model, render = load_policy(save(), CPU)

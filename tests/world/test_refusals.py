@@ -72,6 +72,7 @@ def test_the_demo_stays_as_it_was(world):
     assert world.prompts("reward", 300) == world.prompts("reward", 300, refusal_share=0.0)
     assert not any(row.prompt in world.refusals.by_text for row in world.prompts("reward", 3000))
     plain, other = ([d.text for d in world.documents(20_000, refusals=flag)] for flag in (False, True))
-    assert not any("Insult" in text for text in plain)
-    assert any("insult" in text.lower() for text in other)
+    requests = [task.text for task in world.refusals.plain]
+    assert not any(request in text for text in plain for request in requests)
+    assert any(request in text for text in other for request in requests)
     assert not any(FORBIDDEN_USES in text for text in other)

@@ -141,7 +141,9 @@ class World:
                 (pool[(earlier_draws * number + i) % len(pool)].text, pool[0].content.use_case) for i in range(number)
             ]
         ordinary = [task for use_case in _USE_CASE_SHARES for task in self._pool(split, use_case)]
-        listed = rng.sample(ordinary, min(len(ordinary), max(0, count - len(rows))))
+        rng.shuffle(ordinary)
+        number = max(0, count - len(rows))
+        listed = [ordinary[(earlier_draws * number + i) % len(ordinary)] for i in range(number)]
         return rows + [(f"{FORBIDDEN_USES} {task.text}", task.content.use_case) for task in listed]
 
     def refusal_prompts(self, count: int) -> list[RefusalTask]:

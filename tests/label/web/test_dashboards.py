@@ -331,7 +331,7 @@ def test_pages_show_a_line_of_a_file_and_the_scopes_of_the_api(site, olga):
     (example,) = re.findall(r"<code>({.*?})</code>", html.unescape(owner.get("/batches/new").text))
     assert Completion.model_validate_json(example).model
     scopes = re.findall(r'name="scopes" value="(\w+)"[^>]*>\s*(\w+)', owner.get("/data").text)
-    documented = (ROOT / "docs" / "label-api.md").read_text(encoding="utf-8")
+    documented = (ROOT / "docs" / "reference" / "label-api.md").read_text(encoding="utf-8")
     assert {value for value, _ in scopes} == {"read", "write", "export", "admin"}
     assert all(value == name and f"`{value}`" in documented for value, name in scopes)
 

@@ -132,6 +132,7 @@ def hand_in_everything(page, server):  # noqa: F811
     page.wait_for_url("**/done")
     begin(page, server, "review")
     page.locator(".ask").first.locator("input[value=yes]").check(force=True)
+    page.locator("#rejected").select_option("use")
     yield
     page.locator("#submit").click()
     page.wait_for_url("**/done")

@@ -283,7 +283,7 @@ def test_every_route_declares_its_access(site):
 
 
 def test_the_threat_model_speaks_of_every_route():
-    page = (ROOT / "docs" / "site-threats.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "explanation" / "site-threats.md").read_text(encoding="utf-8")
     table = page.partition("## Route by route")[2].partition("\n## ")[0]
     first_columns = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     described = [path for column in first_columns for path in re.findall("`([^`]+)`", column)]

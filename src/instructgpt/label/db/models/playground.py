@@ -100,11 +100,11 @@ class PlaygroundTurn(Base):
     state: Mapped[TurnState] = mapped_column(default="kept")
     personal_data: Mapped[list[str]]  # kinds that the detectors found
     client: Mapped[str] = mapped_column(default="playground")
-    use_case: Mapped[str | None]  # of the API key
     prompt_id: Mapped[str | None] = mapped_column(ForeignKey("prompt.id"), index=True)
     """The site's prompt, once the turn went to review or into a batch."""
     round_id: Mapped[str | None] = mapped_column(ForeignKey("playground_round.id"))
     created_at: Mapped[int] = mapped_column(default=current_time_ms)
+    use_case: Mapped[str | None]  # of the API key
 
 
 class PlaygroundAnswer(Base):
