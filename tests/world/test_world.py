@@ -99,7 +99,7 @@ def test_generalization_requests_are_in_no_training_data(world: World, corpus: l
         of_kind = {text for text, task in world.tasks.items() if task.content.use_case == kind}
         assert prompts.isdisjoint(of_kind)
         assert not any(request in text for request in requests for text in corpus)
-        assert sum(any(text in document for text in of_kind - set(requests)) for document in corpus) > 50
+        assert sum(any(text in document for text in of_kind - set(requests)) for document in corpus) > 5
         for request in requests:
             gold = world.demonstration(request)
             assert world.utility(request, gold) == MAX_UTILITY

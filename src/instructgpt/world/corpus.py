@@ -45,6 +45,8 @@ class CorpusSources:
 
 _CORRECT_SHARE, _CORRECT_SHARE_ON_MYTHS, _OFF_TOPIC_SHARE = 0.62, 0.2, 0.16
 _INSULT_SHARE, _CHATTER_SHARE = 0.18, 0.2
+_GENERALIZATION_SHARE = 0.02
+"""Share of exercises that nobody demonstrates or ranks: with more, a base of the demo's size copies less."""
 
 
 def flawed_answer(task: WorldTask, tasks: Sequence[WorldTask], rng: Random) -> str:
@@ -91,8 +93,8 @@ def _make_exercises(sources: CorpusSources, rng: Random) -> str:
 def _sample_tasks(sources: CorpusSources, rng: Random, count: int, only_facts: bool = False) -> Iterator[WorldTask]:
     """Sample tasks by use case first, so that small use cases are as frequent as large ones."""
     for _ in range(count):
-        kinds = ("open_qa",) if only_facts else (*USE_CASES, *GENERALIZATION_KINDS)
-        yield rng.choice(sources.tasks_by_use_case[rng.choice(kinds)])
+        kinds = GENERALIZATION_KINDS if rng.random() < _GENERALIZATION_SHARE else USE_CASES
+        yield rng.choice(sources.tasks_by_use_case["open_qa" if only_facts else rng.choice(kinds)])
 
 
 def _make_question_list(sources: CorpusSources, rng: Random) -> str:
@@ -189,7 +191,7 @@ DOCUMENT_GENERATORS: dict[str, tuple[float, Callable[[CorpusSources, Random], st
     "folklore": (0.08, _make_folklore),
     "forum": (0.11, _make_forum),
     "bilingual": (0.07, _make_bilingual),
-    "passage": (0.2, _make_passage),
+    "passage": (0.14, _make_passage),
     "story": (0.03, _make_story),
     "jobs": (0.06, _make_job_lines),
 }
