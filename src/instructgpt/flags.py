@@ -17,8 +17,8 @@ from instructgpt.config import CommandConfig, presets_with_section, suggest_opti
 from instructgpt.errors import InputError
 
 OPTION_GROUPS = {
-    "models": """checkpoint base policy reward reward_weights reward_base group_aggregation reference value_init model models
-        latest tokenizer""",
+    "models": """checkpoint base policy reward reward_weights reward_base group_aggregation reference value_init model
+        models latest tokenizer""",
     "data": """trl_config trainer gpus data corpus demonstrations rankings pretraining mix prompts
         max_prompt_tokens completions
         validation validation_interval test gold archive requests user_feedback format to source prompt_field questions

@@ -16,8 +16,8 @@ import instructgpt
 
 PUBLIC = """
 Completion Demonstration EvaluateConfig InputError Labelers Message PPOConfig Pair PretrainConfig Prompt Ranking
-RewardConfig RunConfig RunError SFTConfig evaluate_models functional load_policy load_reward_model make_config patch_function pretrain
-read_records run_pipeline sample train_ppo train_reward train_sft write_records
+RewardConfig RunConfig RunError SFTConfig evaluate_models functional load_policy load_reward_model make_config
+patch_function pretrain read_records run_pipeline sample train_ppo train_reward train_sft write_records
 """
 
 

@@ -98,8 +98,8 @@ class EvaluateConfig(SamplingOptions):
     )
     detector: str | None = Field(
         None,
-        description="classifies answers of the evaluation refusal: a directory of 'judge refusal', or strings, a string "
-        "matcher",
+        description="classifies answers of the evaluation refusal: a directory of 'judge refusal', or strings, a "
+        "string matcher",
         json_schema_extra={"metavar": "DIR|strings"},
     )
     judges: Path | None = Field(

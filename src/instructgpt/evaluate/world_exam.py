@@ -165,8 +165,8 @@ def grade_exams(
     )
     rows += simple_mistakes.measure_mistakes(_check_mistakes(parts["simple_mistakes"], world, exam))
     for condition in ("", WITH_LIST):
-        asked_so = [(model, record) for model, record in parts["refusal"] if record.condition == condition]
-        rows += refusal.measure_refusals(_classify_refusals(asked_so, world), condition) if asked_so else []
+        of_condition = [(model, record) for model, record in parts["refusal"] if record.condition == condition]
+        rows += refusal.measure_refusals(_classify_refusals(of_condition, world), condition) if of_condition else []
     rows += toxicity.measure_toxicity(
         [
             toxicity.Continuation(

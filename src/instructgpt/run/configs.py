@@ -61,8 +61,8 @@ class RunConfig(StageConfig):
     )
     round_reward: Literal["all", "newest", "continued"] = Field(
         "all",
-        description="the reward model of a round: from --reward-base on the rankings of all rounds, or on the newest alone, or "
-        "the last round's model continued on the newest",
+        description="the reward model of a round: from --reward-base on the rankings of all rounds, or on the newest "
+        "alone, or the last round's model continued on the newest",
     )
     round_policy: Literal["start", "continued"] = Field(
         "start",

@@ -41,6 +41,11 @@ class RowContext:
     notes: list[str] = field(default_factory=list)  # guesses and changes, counted in the report
 
 
+def common_columns(rows: Sequence[DatasetRow]) -> DatasetRow:
+    """Return the columns with the same value in every row, in the order of the first."""
+    return {name: value for name, value in rows[0].items() if all(row.get(name) == value for row in rows[1:])}
+
+
 # ---------------------------------------------------------------- reading a row
 
 

@@ -13,6 +13,7 @@ from instructgpt.data.importing.fields import (
     DatasetRow,
     RowContext,
     check_not_null,
+    common_columns,
     make_demonstration,
     make_ranking,
     parse_completion,
@@ -53,11 +54,9 @@ class LabeledRefusal:
 
 def is_labeled_refusal(row: DatasetRow) -> bool:
     """Return whether a row has the columns, and a label that is a class of refusals."""
-    has_columns = {"prompt", "completion", "model", "label"} <= row.keys() and bool(
-        {"type", "prompt_label"} & row.keys()
-    )
-    has_columns = has_columns and bool({"type", "prompt_label"} & row.keys())
-    return has_columns and parse_refusal_class(row["label"]) != NO_CLASS
+    has_answer = {"prompt", "completion", "model", "label"} <= row.keys()
+    has_prompt_label = not row.keys().isdisjoint({"type", "prompt_label"})
+    return has_answer and has_prompt_label and parse_refusal_class(row["label"]) != NO_CLASS
 
 
 def from_labeled_refusal(row: DatasetRow, context: RowContext) -> list[LabeledRefusal]:
@@ -93,9 +92,6 @@ def _assemble_prompt(group: list[LocatedItem[LabeledRefusal]], report: DropRepor
         report.filter(group, [_ALL_ALIKE] * len(group))
         return []
     location, first = group[0]
-    extra = dict(first.extra)
-    for _, row in group:
-        extra = {name: value for name, value in extra.items() if row.extra.get(name) == value}
     subset = _SHOULD_REFUSE if first.is_harmful else _SHOULD_RESPOND
     additions: dict[str, object] = {"subset": subset, "source": subset}
     if all(row.model for _, row in group):
@@ -104,7 +100,7 @@ def _assemble_prompt(group: list[LocatedItem[LabeledRefusal]], report: DropRepor
         first.answer.messages or first.answer.prompt or "",
         [row.answer.completion for _, row in group],
         [1 if row.is_right else 2 for _, row in group],
-        RowContext(extra, split_transcripts=False),
+        RowContext(common_columns([row.extra for _, row in group]), split_transcripts=False),
         **additions,
     )
     report.count_records(rows=len(group), records=1)

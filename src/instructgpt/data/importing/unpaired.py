@@ -14,6 +14,7 @@ from instructgpt.data.importing.fields import (
     DatasetRow,
     RowContext,
     check_not_null,
+    common_columns,
     make_demonstration,
     make_ranking,
     parse_completion,
@@ -84,11 +85,8 @@ def _assemble_prompt(group: list[LocatedItem[LabeledAnswer]], report: DropReport
         report.filter(bad, [_NO_GOOD_ANSWER] * len(bad))
         return records
     texts = {row.answer.completion: 1 if row.is_good else 2 for _, row in [*good, *bad]}
-    extra = dict(group[0][1].extra)
-    for _, row in group:
-        extra = {name: value for name, value in extra.items() if row.extra.get(name) == value}
     prompt = group[0][1].answer
-    context = RowContext(extra, split_transcripts=False)
+    context = RowContext(common_columns([row.extra for _, row in group]), split_transcripts=False)
     (ranking,) = make_ranking(prompt.messages or prompt.prompt, tuple(texts), texts.values(), context)
     report.count_records(rows=len(bad), records=1)
     return [*records, (good[0][0], ranking)]
