@@ -69,6 +69,8 @@ def test_align_your_own_chat_model(kit, folder, monkeypatch):
 
 
 def test_from_trl(kit, folder, monkeypatch):
+    (folder / "demonstrations").mkdir()
+    shutil.copy(kit.demonstrations, folder / "demonstrations" / "train.jsonl")
     sizes = {"reward": REWARD, "ppo": PPO, "sft": ("--lora", "2")}
     tutorial = Tutorial("from-trl", {"MODEL": str(kit.base)}, sizes)
     tutorial.run(monkeypatch, folder)

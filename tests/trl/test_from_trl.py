@@ -92,10 +92,33 @@ def test_what_differs_is_stated():
     conversion = convert_options("sft", settings | {"use_peft": True, "lora_r": 32})
     for name in ("weight_decay", "max_length", "lr_scheduler_type", "lora_alpha"):
         assert line_of(conversion, name).startswith("DIFFERS"), name
-    assert line_of(conversion, "packing") == "the same"
+    assert line_of(conversion, "packing").startswith("DIFFERS: a batch counts demonstrations")
     assert conversion.options["lora"] == 32
     assert line_of(convert_options("dpo", {"loss_type": "ipo"}), "loss_type").startswith("DIFFERS")
     assert line_of(convert_options("dpo", {"loss_type": ["sigmoid"]}), "loss_type") == "the same"
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_defaults_of_trl_that_no_option_gives_are_stated(trainer):
+    """What an empty configuration trains with in TRL and not here, from the classes of TRL 1.16 and 0.24."""
+    differing = {name for name, answer in _answers(trainer, {"use_peft": True}).items() if "DIFFERS" in answer}
+    expected = {"lr_scheduler_type", "adam_beta2", "lora_dropout", "lora_target_modules"}
+    expected |= {"vf_coef", "temperature"} if trainer == "ppo" else {"max_length"}
+    expected |= {"assistant_only_loss"} if trainer == "sft" else set()
+    assert expected <= differing
+    assert not {"lora_dropout", "lora_target_modules"} & _answers(trainer, {}).keys()
+
+
+def _answers(trainer, settings):
+    return {before.partition(":")[0]: after for before, after in convert_options(trainer, settings).lines}
+
+
+def test_names_of_checkpointing_and_of_mixtures():
+    assert convert_options("sft", {"activation_checkpointing": False}).options.get("memory") is None
+    assert convert_options("sft", {"activation_checkpointing": True}).options["memory"] == ["checkpointing"]
+    mixture = convert_options("sft", {"datasets": [{"path": "org/data"}]})
+    assert line_of(mixture, "datasets").startswith("DIFFERS: name the files")
+    assert line_of(convert_options("sft", {"assistant_only_loss": True}), "assistant_only_loss").startswith("the same")
 
 
 def test_values_that_yaml_reads_as_text_are_numbers():

@@ -44,8 +44,13 @@ class Conversion:
 
     def get(self, name: str) -> Any:
         """Return an option's value, by default TRL's."""
-        defaults = table.COMMON_DEFAULTS | table.DEFAULTS[self.trainer]
-        return self.settings[name] if name in self.settings else defaults.get(name)
+        return self.settings[name] if name in self.settings else self.defaults.get(name)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """TRL's defaults that are not ours."""
+        adapter = table.ADAPTER_DEFAULTS if self.settings.get("use_peft") else {}
+        return table.COMMON_DEFAULTS | adapter | table.DEFAULTS[self.trainer]
 
     def number(self, name: str) -> float:
         """Return a number, by default TRL's; YAML reads `1e-5` as text."""
@@ -269,10 +274,11 @@ def _memory(conversion: Conversion) -> None:
         conversion.note("bf16" if settings.get("bf16") else "fp16", "→ memory: bf16")
     elif "bf16" not in settings and "fp16" not in settings:
         conversion.lines.append(("bf16 (TRL's default on a GPU)", "float32 here; add bf16 to memory on a GPU"))
-    if conversion.get("gradient_checkpointing"):
+    name = "activation_checkpointing" if "activation_checkpointing" in settings else "gradient_checkpointing"
+    if conversion.get(name):
         memory.append("checkpointing")
-        source = "" if "gradient_checkpointing" in settings else " (TRL's default)"
-        conversion.lines.append((f"gradient_checkpointing: True{source}", "→ memory: checkpointing"))
+        source = "" if name in settings else " (TRL's default)"
+        conversion.lines.append((f"{name}: True{source}", "→ memory: checkpointing"))
     if settings.get("load_in_4bit"):
         memory.append("4bit")
         conversion.note("load_in_4bit", "→ memory: 4bit")
@@ -308,8 +314,12 @@ def _bookkeeping(conversion: Conversion) -> None:
         conversion.convert("load_best_model_at_end", "keep", "best" if best else "last")
     elif "load_best_model_at_end" in settings:
         conversion.note("load_best_model_at_end", "DIFFERS: PPO saves the last weights, or their average with ema")
-    if "assistant_only_loss" in settings:
-        conversion.note("assistant_only_loss", "the same: assistant turns; `learn: last` learns the last one alone")
+    if trainer == "sft" and settings.get("assistant_only_loss"):
+        conversion.note("assistant_only_loss", "the same; `learn: last` learns the last assistant turn alone")
+    elif trainer == "sft":
+        source = "" if "assistant_only_loss" in settings else " (TRL's default)"
+        text = "DIFFERS for `messages`: TRL learns every token of them; here the assistant's turns alone"
+        conversion.lines.append((f"assistant_only_loss: False{source}", text))
 
 
 def _fixed(conversion: Conversion) -> None:
@@ -317,7 +327,7 @@ def _fixed(conversion: Conversion) -> None:
     renamed = table.COMMON_RENAMED | table.RENAMED[conversion.trainer]
     names = [
         *conversion.settings,
-        *(name for name in table.DEFAULTS[conversion.trainer] if name not in conversion.settings),
+        *(name for name in conversion.defaults if name not in conversion.settings),
     ]
     for name in names:
         fixed = table.fixed_option(name)

@@ -46,6 +46,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "temperature": 0.7,
         "adam_epsilon": 1e-8,
         "missing_eos_penalty": None,
+        "vf_coef": 0.1,
     },
 }
 """TRL's defaults that are not ours; `COMMON_DEFAULTS` are those of every trainer. A converted file states them."""
@@ -56,9 +57,14 @@ COMMON_DEFAULTS: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "gradient_checkpointing": True,
     "bf16": None,
+    "load_best_model_at_end": False,
+    "lr_scheduler_type": "linear",
+    "adam_beta2": 0.999,
     "lora_r": 16,
     "lora_alpha": 32,
 }
+ADAPTER_DEFAULTS: dict[str, Any] = {"lora_dropout": 0.05, "lora_target_modules": None}
+"""Of an adapter run, beside them."""
 
 COMPUTED = frozenset(
     {
@@ -76,6 +82,7 @@ COMPUTED = frozenset(
         "bf16",
         "fp16",
         "gradient_checkpointing",
+        "activation_checkpointing",
         "load_in_4bit",
         "use_peft",
         "lora_r",
@@ -103,22 +110,25 @@ class Fixed:
 ANY = ("any value",)
 _LOSS = "the loss is the mean over completion tokens"
 _HARDWARE = "memory and speed are set apart (--memory, --microbatch-tokens); no result depends on them"
-_SCHEDULE = "the schedule is the paper's: cosine to a tenth, without warm-up (PPO: constant after ten updates)"
+_SCHEDULE = "the schedule is cosine to a tenth, in PPO constant after ten updates; only DPO has --warmup"
 _ADAM = "Adam has the paper's betas (0.9, 0.95)"
 _PROMPT = "sampling is from the policy itself, and the score stands at the last token"
 _ADAPTER = "adapters are on all linear layers, with alpha twice the rank and no dropout"
 
 FIXED: dict[str, Fixed] = {
     # data
-    "max_length": Fixed("nothing is cut off: what does not fit the model's context is left out and counted"),
+    "max_length": Fixed("nothing is cut off; what does not fit the model's context is left out and counted"),
     "truncation_mode": Fixed("nothing is cut off", ANY),
     "dataset_text_field": Fixed("data are demonstrations; plain text belongs to --pretraining", ("text",)),
     "dataset_kwargs": Fixed("texts are always rendered by the template", (None,)),
     "dataset_streaming": Fixed("data are read whole", (False,)),
+    "datasets": Fixed("name the files of the mixture in data, with several files after --data", ([],)),
+    "streaming": Fixed("data are read whole", (False,)),
+    "test_split_size": Fixed("a tenth of the prompts is held out", (None,)),
     "chat_template_path": Fixed("save the tokenizer with this template beside the model", (None,)),
     "eos_token": Fixed("the stop token follows from the template; save the tokenizer with yours", (None,)),
     "pad_token": Fixed("nothing is padded", ANY),
-    "packing": Fixed("rows are packed, and each attends to itself alone", (True,)),
+    "packing": Fixed("a batch counts demonstrations, not packed rows; packing here changes no result", (False,)),
     "completion_only_loss": Fixed(_LOSS, (None, True)),
     "loss_type": Fixed("SFT: cross-entropy; DPO: the sigmoid loss", (None, "nll", "sigmoid", ["sigmoid"])),
     "shuffle_dataset": Fixed("every epoch has its own order", ANY),
@@ -199,7 +209,8 @@ _NOT_NEEDED = {
     "push the finished directory: instructgpt push": "hub_*",
     "ranks, sharding and packing are set apart (--processes, torchrun)": "ddp_* fsdp* deepspeed accelerator_config "
     "parallelism_config local_rank dataloader_* dataset_num_proc world_size ignore_bias_buffers",
-    _HARDWARE: "torch_* tf32 use_liger_kernel liger_kernel_config activation_* gradient_checkpointing_kwargs "
+    _HARDWARE: "torch_* tf32 use_liger_kernel liger_kernel_config activation_offloading "
+    "activation_checkpointing_kwargs gradient_checkpointing_kwargs "
     "gradient_checkpointing_use_reentrant "
     "padding_free pad_to_multiple_of packing_strategy eval_packing attn_implementation optim_args "
     "optim_target_modules use_cache skip_memory_metrics length_column_name remove_unused_columns label_names data_seed",
