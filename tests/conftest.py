@@ -14,7 +14,7 @@ import torch
 import transformers
 from support.commands import command, kit  # noqa: F401
 from support.lists import full  # noqa: F401
-from support.site import database_url, postgres_server, postgres_url, site  # noqa: F401
+from support.site import database_url, postgres_server, postgres_url, reused_database, site  # noqa: F401
 from support.tasks import desk  # noqa: F401
 
 from instructgpt.config import make_config

@@ -88,19 +88,19 @@ NUMBERS = count()
 
 def postgres_program(name: str) -> str | None:
     """Return the path of a PostgreSQL program, of the newest version installed."""
-    found = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep)] + sorted(
+    folders = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep)] + sorted(
         Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parent.name), reverse=True
     )
     return next(
-        (str(folder / name) for folder in found if (folder / "initdb").exists() and (folder / name).exists()), None
+        (str(folder / name) for folder in folders if (folder / "initdb").exists() and (folder / name).exists()), None
     )
 
 
 @pytest.fixture(scope="session")
 def postgres_server():
     """URL of a PostgreSQL server for all tests of a process, without a database name."""
-    if given := os.environ.get("INSTRUCTGPT_TEST_POSTGRES"):
-        yield given
+    if url := os.environ.get("INSTRUCTGPT_TEST_POSTGRES"):
+        yield url
         return
     initdb, pg_ctl = postgres_program("initdb"), postgres_program("pg_ctl")
     if initdb is None or pg_ctl is None:
@@ -137,17 +137,79 @@ def postgres_url(postgres_server):
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+class ReusedDatabase:
+    """A PostgreSQL database with all tables: making them takes a second, emptying them a thirtieth of that.
+
+    Every test gets it under a new name, so that a thread that outlives its test reaches nothing.
+    """
+
+    def __init__(self, server: str) -> None:
+        self.server = server
+        self.name: str | None = None
+
+    def prepare(self) -> str:
+        """Empty the tables, or create them; return the URL."""
+        name = f"tables_{os.getpid()}_{next(NUMBERS)}"
+        with psycopg.connect(self.server, autocommit=True) as connection:
+            if self.name is None:
+                connection.execute(f"CREATE DATABASE {name}")
+            else:
+                connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [self.name]
+                )
+                connection.execute(f"ALTER DATABASE {self.name} RENAME TO {name}")
+        is_new, self.name = self.name is None, name
+        url = urlunsplit(urlsplit(self.server)._replace(path=f"/{name}"))
+        if is_new:
+            database = Database(url)
+            Base.metadata.create_all(database.engine)
+            database.close()
+        else:
+            self._delete_rows(url)
+        return url
+
+    def _delete_rows(self, url: str) -> None:
+        with psycopg.connect(url) as connection:
+            connection.execute("SET session_replication_role = replica")  # no foreign keys or triggers
+            tables = [
+                name for (name,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+            ]
+            assert set(tables) == set(Base.metadata.tables), "a test has changed the tables of its site"
+            connection.execute("; ".join(f'DELETE FROM "{name}"' for name in tables))
+            for (name,) in connection.execute("SELECT sequencename FROM pg_sequences").fetchall():
+                connection.execute(f'ALTER SEQUENCE "{name}" RESTART')
+
+    def drop(self) -> None:
+        with psycopg.connect(self.server, autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def reused_database(postgres_server):
+    database = ReusedDatabase(postgres_server)
+    yield database
+    database.drop()
+
+
 @pytest.fixture
 def database_url(request, tmp_path):
-    """URL of an empty database; tests run on both kinds, or on those in DATABASES of their file."""
-    return (
-        request.getfixturevalue("postgres_url") if request.param == "postgresql" else sqlite_url(tmp_path / "site.db")
-    )
+    """URL of an empty database; tests run on both kinds, or on those in DATABASES of their file.
+
+    The database of a test with the fixture `site` has all tables.
+    """
+    if request.param == "sqlite":
+        return sqlite_url(tmp_path / "site.db")
+    if "site" in request.fixturenames:
+        return request.getfixturevalue("reused_database").prepare()
+    return request.getfixturevalue("postgres_url")
 
 
 @pytest.fixture
 def site(database_url, tmp_path):
     """An empty site, on the databases of `database_url`."""
-    made = make_site(tmp_path, database_url)
-    yield made
-    made.database.close()
+    if database_url.startswith("sqlite"):
+        new_site = make_site(tmp_path, database_url)
+    else:
+        new_site = Site(Settings(folder=tmp_path), Database(database_url))
+    yield new_site
+    new_site.database.close()

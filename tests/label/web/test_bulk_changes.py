@@ -33,7 +33,7 @@ from instructgpt.label.exchange.selection import ExportFilter, ExportTally
 from instructgpt.label.people.privacy import withdraw_consent
 from instructgpt.label.tasks.batches import OverlapPolicy, withdraw_prompt
 
-DATABASES = ("sqlite",)
+DATABASES = ("sqlite", "postgresql")
 TWO = OverlapPolicy(overlap=2, cohort_share=0, gold_share=0, repeat_share=0)
 
 
@@ -142,19 +142,19 @@ def test_a_code_without_words_is_shown_as_it_is(site, owner):
 def test_tasks_are_taken_back_and_go_to_a_labeler_first(site, owner):
     ada, ben, held = *people(site, "ada", "ben"), add_person(site, "held", cohort="heldout")
     make(site, rank_batch, tasks=6)
-    mine = take(site, ada)
+    first_task = take(site, ada)
     change, outcomes = change_of(site, post(owner, "/search/tasks/change", "reassign", everything=""))
     assert outcomes == {"changed": 1, "not_in_progress": 5}
     sound(site)
     undo(owner, change)  # the place is free, so ada has it again
     with site.database.read() as db:
-        assert db.get_one(Assignment, mine.id).state == "open"
+        assert db.get_one(Assignment, first_task.id).state == "open"
     sound(site)
     change, _ = change_of(site, post(owner, "/search/tasks/change", "reassign", everything=""))
-    assert take(site, ben).task_id == mine.task_id
+    assert take(site, ben).task_id == first_task.task_id
     undo(owner, change)  # the place is taken
     with site.database.read() as db:
-        assert db.get_one(Assignment, mine.id).state == "expired"
+        assert db.get_one(Assignment, first_task.id).state == "expired"
         assert changes.count_outcomes(db, change.id, undo=True) == {"no_place": 1}
     sound(site)
     with site.database.read() as db:
@@ -251,14 +251,14 @@ def test_consent_that_was_withdrawn_is_not_overruled(site, owner):
 def test_returned_work_comes_with_its_reason(site, owner):
     ada, ben = people(site, "ada", "ben")
     make(site, prompt_batch, tasks=3)
-    mine = [take(site, ada)]
-    hand_in(site, mine[0])
+    first_task = [take(site, ada)]
+    hand_in(site, first_task[0])
     hand_in(site, take(site, ben))
     before = snapshot_work(site)
     answer = post(owner, "/search/submissions/change", "return", everything="", reason="look at the units")
     change, outcomes = change_of(site, answer)
     assert outcomes == {"changed": 2}
-    page = client_of(site, ada).get(f"/tasks/{mine[0].id}")
+    page = client_of(site, ada).get(f"/tasks/{first_task[0].id}")
     assert "look at the units" in page.text
     with site.database.read() as db:
         assert db.scalar(select(func.count()).select_from(MessageRow)) == 2

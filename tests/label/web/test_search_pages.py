@@ -16,12 +16,13 @@ from support.owner import fill, people
 from support.site import add_person, client_of
 
 from instructgpt.label.db.models import Assignment, Person, PromptRow, Submission
+from instructgpt.label.exchange import export_jobs
 from instructgpt.label.exchange.export_rows import iter_export_rows
 from instructgpt.label.exchange.selection import ExportFilter, ExportTally
 from instructgpt.label.listing import tasks
 from instructgpt.label.listing.filters import TaskFilter
 
-DATABASES = ("sqlite",)
+DATABASES = ("sqlite", "postgresql")
 
 
 def table_links(page):
@@ -32,12 +33,12 @@ def test_pages_show_what_the_url_asks_for(site, full):
     olga = add_person(site, "olga", role="owner")
     owner, other = client_of(site, olga), client_of(site, add_person(site, "rita", role="researcher"))
     with site.database.read() as db:
-        wanted = sorted(db.scalars(tasks.select_task_ids(db, TaskFilter(text="überall", kind="rank"))))
+        matches = sorted(db.scalars(tasks.select_task_ids(db, TaskFilter(text="überall", kind="rank"))))
     for client in (owner, other):
         page = client.get("/search/tasks?text=%C3%BCberall&kind=rank&state=&page=")
-        assert sorted(set(table_links(page.text))) == wanted
-        assert wanted
-        assert f"{len(wanted)} tasks match" in page.text
+        assert sorted(set(table_links(page.text))) == matches
+        assert matches
+        assert f"{len(matches)} tasks match" in page.text
     ada = client_of(site, full[0])
     for path in ("/search/tasks", "/search/submissions", f"/people/{full[0].id}/work", "/people.csv"):
         assert ada.get(path).status_code == 403
@@ -71,6 +72,8 @@ def test_sort_links_turn_around(site):
 def test_csv_is_read_by_spreadsheets(site, full):
     with site.database.write() as db:
         texts = ["=1+1", " =cmd|' /C calc'!A0", "-2", "@SUM(A1)", "\uff1d1", "\n=1", "nul\0byte", '날씨, "quoted"']
+        if site.database.engine.dialect.name == "postgresql":
+            texts.remove("nul\0byte")  # which it stores in no text
         for text, row in zip(texts, db.scalars(select(Submission).order_by(Submission.id)), strict=False):
             row.note = text
     client = client_of(site, add_person(site, "olga", role="owner"))
@@ -88,8 +91,8 @@ def test_csv_is_read_by_spreadsheets(site, full):
         assert row["note"] == ("'" if guarded else "") + note.replace("\0", "")
         assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", row["handed_in_utc"])
         assert row["labeler"] not in names
-    one = list(csv.DictReader(io.StringIO(client.get(f"/search/submissions.csv?labeler={full[0].id}").text[1:])))
-    assert {row["labeler"] for row in one} == {full[0].pseudonym}
+    of_ada = list(csv.DictReader(io.StringIO(client.get(f"/search/submissions.csv?labeler={full[0].id}").text[1:])))
+    assert {row["labeler"] for row in of_ada} == {full[0].pseudonym}
     assert len(client.get("/search/tasks.csv?kind=demonstrate").text.splitlines()) == 1 + 3
     people_rows = list(csv.DictReader(io.StringIO(client.get("/people.csv?role=labeler").text[1:])))
     assert {row["labeler"] for row in people_rows} == {person.pseudonym for person in full}
@@ -115,6 +118,7 @@ def test_export_of_one_labeler(site, full):
     for person in full:
         answer = client.post("/api/v1/exports", json={"filter": {"labelers": [person.pseudonym]}})
         assert answer.status_code == 202
+        export_jobs.wait_for_export_job(answer.json()["id"])
     with site.database.read() as db:
         for person in [None, *full]:
             labelers = (person.pseudonym,) if person else ()
