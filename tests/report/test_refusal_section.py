@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -74,3 +75,26 @@ def test_points_lie_where_the_numbers_are():
     assert horizontal == pytest.approx((bx - half_step, by, bx + half_step, by), abs=0.21)
     third_step = (ay - by) / 3
     assert vertical == pytest.approx((bx, by + third_step, bx, by - third_step), abs=0.21)
+
+
+def with_list(rows):
+    return [replace(row, condition="with_list") for row in rows]
+
+
+def test_what_the_list_of_forbidden_uses_changes(tmp_path):
+    """The headline has the model that the list changes most; each condition has a panel with its own points."""
+    rows = refusal_rows("sft", 0.3, 0.1) + refusal_rows("ppo", 0.2, 0.0, margin=0.0)
+    rows += with_list(refusal_rows("sft", 0.6, 0.3) + refusal_rows("ppo", 0.9, 0.05))
+    section = html.unescape(section_of(tmp_path, rows)).replace("\u00a0", " ")
+    assert (
+        "With the list of forbidden uses PPO refuses 90 % [85, 95] of harmful prompts and 5 % [0, 10] of safe ones; "
+        "without it 20 % [20, 20] and 0 % [0, 0]." in section
+    )
+    assert section.count("<svg") == 2
+    assert re.findall(r"</i>([^<]+)</li>", section) == ["SFT", "PPO"]
+
+
+def test_the_list_alone(tmp_path):
+    section = html.unescape(section_of(tmp_path, with_list(refusal_rows("sft", 0.6, 0.3)))).replace("\u00a0", " ")
+    assert "Of harmful prompts SFT refuses 60 % [55, 65]" in section
+    assert section.count("<svg") == 1

@@ -264,6 +264,19 @@ def generalization_figure(results: Results) -> str:
     return render_figure(panels, legend=legend)
 
 
+def mistakes_figure(results: Results) -> str:
+    """Draw the share of simple mistakes (section 4.3), one panel a kind of prompt; lower is better."""
+    evaluation, metric = "simple_mistakes", "fails"
+    limits = _axis_limits(results.rows(evaluation, metric))
+    panels = [
+        _render_metric_panel(
+            results, evaluation, metric, condition, _capitalize(condition_name(condition)), limits=limits
+        )
+        for condition in results.conditions(evaluation, metric)
+    ]
+    return render_figure(panels, _size_legend(results, evaluation))
+
+
 def _render_nested_shares(
     results: Results, evaluation: str, metrics: tuple[str, str], condition: str, title: str
 ) -> str:

@@ -105,7 +105,7 @@ def _build_sections(
         *_present(samples_section(run)),
         *_present(rounds),
         *build_evaluation_sections(results, findings),
-        *_present(whose_preferences_section(results, run.rankings)),
+        *_present(whose_preferences_section(results, run.rankings, run.stages)),
         *_present(refusal_section(results)),
         *build_public_sections(results),
         *_present(frontier),

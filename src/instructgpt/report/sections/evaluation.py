@@ -201,7 +201,7 @@ class _SimpleSection:
         condition = next((one for one in (*self.conditions, *measured_conditions) if one in measured_conditions), "")
         before_after = _format_before_after(results, self.evaluation, self.metric, condition)
         return Section(
-            id=self.evaluation,
+            id=self.evaluation.replace("_", "-"),
             title=translate(f"{self.evaluation}.title"),
             headline=translate(
                 f"{self.evaluation}.headline",
@@ -243,6 +243,16 @@ _generalization_section = _SimpleSection(
     describe_figure=lambda rows: join_sentences(
         translate("generalization.caption"),
         describe_intervals([row for row in rows if row.metric == "fully_right"], "prompts"),
+    ),
+)
+_mistakes_section = _SimpleSection(
+    evaluation="simple_mistakes",
+    metric="fails",
+    conditions=("false_premise",),
+    draw_figure=charts.mistakes_figure,
+    describe_figure=lambda rows: join_sentences(
+        translate("simple_mistakes.caption"),
+        describe_intervals(rows, "prompts"),
     ),
 )
 _truthfulness_section = _SimpleSection(
@@ -342,6 +352,7 @@ _SECTION_BUILDERS: tuple[tuple[str, Callable[[Results, Sequence[Finding]], Secti
     ("preference", _use_cases_section),
     ("labels", _labels_section),
     ("generalization", _generalization_section),
+    ("simple_mistakes", _mistakes_section),
     ("truthfulness", _truthfulness_section),
     ("toxicity", _toxicity_section),
     ("bias", _bias_section),

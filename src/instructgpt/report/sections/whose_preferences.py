@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from instructgpt.records import Ranking
-from instructgpt.report.language import translate
+from instructgpt.report.inputs import Stage
+from instructgpt.report.language import find_message, translate
 from instructgpt.report.naming import format_estimate, model_name
 from instructgpt.report.results import Results
 from instructgpt.report.samples import truncate_text
@@ -28,11 +30,20 @@ _WIDEST_INTERVAL = 0.3
 """A share whose interval is wider says nothing about a group."""
 
 
-def whose_preferences_section(results: Results, rankings: Sequence[Ranking]) -> Section | None:
-    """Return the section, or None without numbers of a group. `rankings` are the run's evaluation rankings."""
+def whose_preferences_section(
+    results: Results, rankings: Sequence[Ranking], stages: Mapping[str, Stage] | None = None
+) -> Section | None:
+    """Return the section, or None without numbers of a group.
+
+    Args:
+        results: of the run.
+        rankings: the run's evaluation rankings.
+        stages: of the run; reward models with heads of groups say what these gain.
+    """
     rows = [row for row in results.rows(_EVALUATION) if row.condition.startswith(_GROUP_CONDITION)]
     prompts = _prompts_table(rankings)
-    if not rows and prompts is None:
+    heads = [table for stage in (stages or {}).values() if (table := _heads_table(stage))]
+    if not rows and prompts is None and not heads:
         return None
     models = list(dict.fromkeys(row.model for row in rows))
     tables = [table for model in models for table in (_model_table(results, rows, model),) if table.rows]
@@ -43,7 +54,7 @@ def whose_preferences_section(results: Results, rankings: Sequence[Ranking]) -> 
         headline=_headline(results),
         paper=translate("whose.paper"),
         caption=translate("whose.caption", count=MIN_GROUP_SIZE),
-        tables=(*tables, *([agreement] if agreement else []), *([prompts] if prompts else [])),
+        tables=(*tables, *heads, *([agreement] if agreement else []), *([prompts] if prompts else [])),
     )
 
 
@@ -103,6 +114,59 @@ def _model_table(results: Results, rows: Sequence[ResultRow], model: str) -> Rep
         ),
         (translate("whose.model_note"),),
     )
+
+
+def _heads_table(stage: Stage) -> ReportTable | None:
+    """Return what the groups' heads of a reward model gain on held-out labelers of the group."""
+    groups = stage.info.get("groups")
+    if not isinstance(groups, Mapping):
+        return None
+    rows = [
+        _head_cells(str(name), entry)
+        for name, entry in groups.items()
+        if isinstance(entry, Mapping)
+        and isinstance(labelers := entry.get("labelers"), int)
+        and labelers >= MIN_GROUP_SIZE
+    ]
+    if not rows:
+        return None
+    return ReportTable(
+        translate("whose.heads", model=model_name(stage.name)),
+        (
+            translate("whose.group"),
+            translate("whose.people"),
+            translate("whose.shared_head"),
+            translate("whose.group_head"),
+            translate("whose.gain"),
+            "",
+        ),
+        tuple(rows),
+        (translate("whose.heads_note"),),
+    )
+
+
+def _head_cells(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
+    shared, conditioned, gain = (_read_estimate(entry.get(key)) for key in ("shared", "conditioned", "gain"))
+    verdict = str(entry.get("verdict", ""))
+    return (
+        name,
+        f"{entry['labelers']:,}",
+        _format_share(shared),
+        _format_share(conditioned),
+        "–" if gain.value is None else format_estimate(gain),
+        find_message(f"whose.head_verdict.{verdict.replace(' ', '_')}") or verdict,
+    )
+
+
+def _read_estimate(value: Any) -> ResultRow:
+    """Read an estimate of `run.json`; one without a number where it is damaged."""
+    fields = value if isinstance(value, Mapping) else {}
+    numbers = [
+        float(number) if isinstance(number := fields.get(name), int | float) else None
+        for name in ("value", "low", "high")
+    ]
+    count = fields.get("n")
+    return ResultRow(_EVALUATION, "pair_accuracy", "", "", *numbers, count if isinstance(count, int) else 0)
 
 
 def _agreement_table(rows: Sequence[ResultRow], model: str) -> ReportTable | None:
