@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.commands import make_kit
+from support.commands import make_kit, write
 
 from instructgpt import cli
 from instructgpt.config import StageConfig, make_config
@@ -21,6 +22,7 @@ from instructgpt.data import packing
 from instructgpt.distributed.comm import DistInfo, shard_by_length
 from instructgpt.distributed.launch import launch
 from instructgpt.models import sharding
+from instructgpt.models.group_heads import read_group_heads
 from instructgpt.run import directory as run_module
 from instructgpt.run.directory import RunDirectory, read_jsonl_log
 from instructgpt.run.lock import release_directory_lock
@@ -53,7 +55,7 @@ def stage_configs(kit, folder: Path) -> dict[str, StageConfig]:
             "--max-tokens",
             5,
         ),
-        "reward": kit.train_reward(folder / "reward", *rate, "--folds", 0),
+        "reward": kit.train_reward(folder / "reward", *rate, "--groups", "--group-shrinkage", 0.1),
         "ppo": kit.ppo(
             folder / "ppo",
             "--lr",
@@ -75,6 +77,18 @@ def stage_configs(kit, folder: Path) -> dict[str, StageConfig]:
         ),
     }
     return {name: cli.parse(command)[1] for name, command in commands.items()}
+
+
+def with_groups(kit):
+    """Replace the rankings by those of five labelers of each of two groups, which rank the other way round."""
+    rows = [json.loads(line) for line in kit.rankings.read_text(encoding="utf-8").splitlines()]
+    ranks = {"North": [1, 2, 2], "South": [2, 1, 1]}
+    grouped = [
+        row | {"ranks": ranks[group], "labeler": f"{group}-{index // 2 % 5}", "group": group}
+        for index, row in enumerate(rows)
+        for group in (list(ranks)[index % 2],)
+    ]
+    return replace(kit, rankings=write(kit.folder / "grouped.jsonl", grouped))
 
 
 def run_stages(kit, root: Path, count: int, _: StageConfig) -> None:
@@ -109,7 +123,7 @@ def log_then_stop(log, stop, run, step, *rest, **options) -> None:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    kit = make_kit(folder, "--layers", 2)
+    kit = with_groups(make_kit(folder, "--layers", 2))
     with pytest.MonkeyPatch.context() as patch:  # one rank runs in this process: restore its settings
         patch.setitem(packing.MICROBATCH_TOKENS, "cpu", 60)
         for module, name in (
@@ -153,6 +167,16 @@ def test_ranks_match_one_process(count, stage, root):
 @pytest.mark.parametrize("stage", STAGES)
 def test_replicated_models_match_one_process(stage, root):
     assert_close(root / "copies-2" / stage, root / "whole-1" / stage)
+
+
+@pytest.mark.parametrize("folder", ["whole-2", "whole-4", "copies-2", "changing"])
+def test_heads_of_groups_match_one_process(folder, root):
+    saved, expected = (read_group_heads(root / name / "reward") for name in (folder, "whole-1"))
+    assert set(saved) == set(expected) == {"North", "South"}
+    for group, head in expected.items():
+        assert max(map(abs, head.weight_offset)) > 0.05, "a head that is none compares nothing"
+        assert saved[group].weight_offset == pytest.approx(head.weight_offset, abs=1e-3)
+        assert saved[group].score_offset == pytest.approx(head.score_offset, abs=1e-3)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -22,7 +22,7 @@ def test_a_panel_a_kind_and_the_headline_of_false_premises(tmp_path):
         assert command(["report", str(tmp_path / "results.json"), "--out", str(out), "--language", language]) == 0
         pages[language] = html.unescape(out.read_text(encoding="utf-8")).replace("\u00a0", " ")
     section = pages["en"].split('<section id="simple-mistakes"')[1].split("</section>")[0]
-    assert "False premise: mistakes are made in base 71 % [69, 73], PPO 33 % [31, 35] of the answers." in section
+    assert "False premise, answers with the mistake: base 71 % [69, 73], PPO 33 % [31, 35]." in section
     for panel in ("False premise", "Hedging", "Several constraints"):
         assert f">{panel}<" in section or f"<title>{panel}" in section or f'aria-label="{panel}' in section
     assert "거짓 전제에서 실수한 답" in pages["ko"]
