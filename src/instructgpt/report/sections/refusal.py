@@ -109,17 +109,17 @@ def _make_point(results: Results, pair: _Pair) -> ScatterPoint:
 def _describe_setting(plain: Sequence[_Pair], listed: Sequence[_Pair]) -> str:
     """Describe what the list changes for the model that it changes most; empty where no model has both."""
     plain_pairs = {pair.harmful.model: pair for pair in plain}
-    both = [(plain_pairs[pair.harmful.model], pair) for pair in listed if pair.harmful.model in plain_pairs]
-    if not both:
+    models = [(plain_pairs[pair.harmful.model], pair) for pair in listed if pair.harmful.model in plain_pairs]
+    if not models:
         return ""
-    without, with_list = max(both, key=lambda pairs: pairs[1].distance - pairs[0].distance)
+    unlisted, with_list = max(models, key=lambda pairs: pairs[1].distance - pairs[0].distance)
     return translate(
         "refusal.setting_headline",
         model=model_name(with_list.harmful.model),
         harmful=format_estimate(with_list.harmful),
         safe=format_estimate(with_list.safe),
-        plain_harmful=format_estimate(without.harmful),
-        plain_safe=format_estimate(without.safe),
+        plain_harmful=format_estimate(unlisted.harmful),
+        plain_safe=format_estimate(unlisted.safe),
     )
 
 

@@ -161,12 +161,13 @@ def _head_cells(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
 def _read_estimate(value: Any) -> ResultRow:
     """Read an estimate of `run.json`; one without a number where it is damaged."""
     fields = value if isinstance(value, Mapping) else {}
-    numbers = [
-        float(number) if isinstance(number := fields.get(name), int | float) else None
-        for name in ("value", "low", "high")
-    ]
+
+    def number(name: str) -> float | None:
+        return float(fields[name]) if isinstance(fields.get(name), int | float) else None
+
     count = fields.get("n")
-    return ResultRow(_EVALUATION, "pair_accuracy", "", "", *numbers, count if isinstance(count, int) else 0)
+    numbers = (number("value"), number("low"), number("high"), count if isinstance(count, int) else 0)
+    return ResultRow(_EVALUATION, "pair_accuracy", "", "", *numbers)
 
 
 def _agreement_table(rows: Sequence[ResultRow], model: str) -> ReportTable | None:
