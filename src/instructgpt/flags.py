@@ -25,7 +25,7 @@ OPTION_GROUPS = {
         rating_max labeling_config shots subsets keep_empty files transcripts skip_bad""",
     "filters and splits": """split prefix cap group salt personal detectors max_characters use_cases use_case
         labeler since until use people""",
-    "architecture": "vocabulary width layers heads context window",
+    "architecture": "vocabulary width layers heads context copy_init window",
     "optimization": """optimizer muon_lr beta loss tokens epochs batch lr value_lr warmup weight_decay dropout
         learn l2 keep ema folds groups group_shrinkage adam_eps max_grad_norm""",
     "PPO": "episodes minibatch kl_coef clip value_clip lam eos_penalty score_normalization score_clip",

@@ -19,7 +19,7 @@ from instructgpt.errors import InputError, RunError
 from instructgpt.models.policy import load_policy
 from instructgpt.models.reward_model import load_reward_model
 from instructgpt.models.sharding import shard
-from instructgpt.records import Prompt
+from instructgpt.records import Prompt, SkippedLines
 from instructgpt.sampling.completions import generate
 from instructgpt.train import optim, pretrain, sft
 from instructgpt.train.configs import PretrainConfig, SFTConfig
@@ -210,7 +210,7 @@ def test_pretraining_learns(small_pretraining, rows_of):
     folder = pretrain.main(small_pretraining(lr=1e-2))
     rows = rows_of(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 41))
-    assert rows[0]["loss/train"] == pytest.approx(5.6, abs=0.4)  # about log 280
+    assert rows[0]["loss/train"] == pytest.approx(5.6, abs=0.5)  # about log 280
     assert rows[-1]["loss/train"] < 0.7 * rows[0]["loss/train"]
     assert rows[-1]["loss/validation"] < 0.75 * rows[0]["loss/train"]
     model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
@@ -220,6 +220,19 @@ def test_pretraining_learns(small_pretraining, rows_of):
     held_out = [row["text"] for row in CORPUS[::100]]
     validation = build_corpus(held_out, render, 16, 0).examples(0, 2)
     assert lm_loss(model, validation, backward=False) == pytest.approx(rows[-1]["loss/validation"], abs=0.5)
+
+
+@pytest.mark.parametrize("copy_init", [True, False])
+def test_copy_init_makes_heads_write_what_they_attend_to(small_pretraining, copy_init):
+    config = small_pretraining(layers=2, heads=4, width=32, copy_init=copy_init)
+    texts, _ = pretrain.read_texts(config, SkippedLines(False))
+    model = pretrain.build_base_model(config, pretrain.load_or_train_tokenizer(config, texts))
+    for layer in model.model.layers:
+        values, outputs = layer.self_attn.v_proj.weight, layer.self_attn.o_proj.weight
+        for head in range(4):
+            rows = slice(8 * head, 8 * head + 8)
+            eigenvalues = torch.linalg.eigvals((outputs[:, rows] @ values[rows]).detach()).real
+            assert (eigenvalues.min().item() > -1e-5) is copy_init  # the circuit of a head copies
 
 
 @pytest.mark.slow

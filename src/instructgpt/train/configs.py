@@ -49,6 +49,7 @@ class PretrainConfig(OptimizerConfig):
     layers: int = Field(4, ge=1, description="transformer layers")
     heads: int = Field(4, ge=1, description="attention heads")
     context: int = Field(128, ge=8, description="context length in tokens: prompt and completion")
+    copy_init: bool = Field(True, description="attention starts by copying: W_O is the transpose of W_V")
     window: int = Field(128, ge=8, description="tokens per training row")
     tokens: int = Field(3_000_000, ge=1, description="training tokens in the whole run")
     batch: int = Field(16, ge=1, description="rows per optimizer step")

@@ -122,10 +122,19 @@ def load_or_train_tokenizer(config: PretrainConfig, texts: list[str]) -> PromptT
 
 
 def build_base_model(config: PretrainConfig, tokenizer: PromptTokenizer) -> Any:
-    """Return a random Llama with tied embeddings."""
+    """Return a random Llama with tied embeddings.
+
+    With `copy_init`, W_O of each layer starts as the transpose of W_V ("mimetic" initialization, Trockman and Kolter
+    2023): a head then writes what it attends to, so that copying from the context only has to learn where to attend.
+    """
     torch.manual_seed(config.seed)
     tokens = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
-    return transformers.LlamaForCausalLM(build_llama_config(config, len(tokenizer.hf_tokenizer), **tokens))
+    model = transformers.LlamaForCausalLM(build_llama_config(config, len(tokenizer.hf_tokenizer), **tokens))
+    if config.copy_init:
+        with torch.no_grad():
+            for layer in model.model.layers:
+                layer.self_attn.o_proj.weight.copy_(layer.self_attn.v_proj.weight.T)
+    return model
 
 
 def build_llama_config(config: PretrainConfig, vocabulary: int, **tokens: int | None) -> Any:
