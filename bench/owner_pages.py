@@ -28,6 +28,7 @@ from sqlalchemy import Engine, event, select
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from instructgpt.label.auth.dependencies import SESSION_COOKIE
+from instructgpt.label.background import warm_up
 from instructgpt.label.context import Site
 from instructgpt.label.db.models import Batch, Person, Submission, Task, UserSession
 from instructgpt.label.exchange.external_submissions import ExternalSubmissionImporter
@@ -60,10 +61,10 @@ def fill(site: Site, tasks: int, rankings: int) -> None:
     records = [
         Ranking(
             prompt=f"Imported question {number // 2}",
-            completions=[f"Imported answer {each} to {number // 2}." for each in range(K)],
+            completions=[f"Imported answer {model} to {number // 2}." for model in range(K)],
             ranks=rng.sample(range(1, K + 1), K),
             ratings=[rng.randint(1, 7) for _ in range(K)],
-            models=[f"m{each}" for each in range(K)],
+            models=[f"m{model}" for model in range(K)],
             labeler=f"elsewhere {number % 20}",
         )
         for number in range(rankings)
@@ -196,6 +197,7 @@ def main() -> None:
             fill(site, options.tasks, options.rankings)
             print(f"filled in {time.perf_counter() - start:.0f} s; load average {os.getloadavg()[0]:.0f}", flush=True)
         client, timer, owner_id = sign_in(site)
+        warm_up()  # as `label serve` does
         rows = [measure(site, client, timer, route, path) for route, path in paths(site, owner_id)]
         site.database.close()
     rows.sort(key=lambda row: -max(row["cpu_seconds"], row["first_seconds"]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, Text, and_, cast, func, select
@@ -152,12 +153,15 @@ def load_completion_models(db: Session, batch: str | None = None) -> dict[tuple[
     """Return (task, completion) -> models; several when they produced the same text. One statement.
 
     Tasks that nobody was assigned have no ranking and are left out: a large batch begins with thousands of them.
+    Equal names are one object, read once: there are few of them.
     """
-    statement = select(TaskCompletion.task_id, TaskCompletion.completion_id, TaskCompletion.models)
+    columns = (TaskCompletion.task_id, TaskCompletion.completion_id, cast(TaskCompletion.models, Text))
+    statement = select(*columns)
     statement = statement.where(TaskCompletion.task_id.in_(select(Assignment.task_id)))
     if batch is not None:
         statement = statement.join(Task, Task.id == TaskCompletion.task_id).where(Task.batch_id == batch)
-    return {(task, completion): tuple(models) for task, completion, models in db.execute(statement)}
+    read_models = cache(lambda text: tuple(json.loads(text)))
+    return {(task, completion): read_models(text) for task, completion, text in db.execute(statement)}
 
 
 def attach_models(

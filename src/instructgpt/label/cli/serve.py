@@ -16,7 +16,7 @@ import uvicorn
 from instructgpt.errors import InputError
 from instructgpt.label import site_folder
 from instructgpt.label.auth import accounts
-from instructgpt.label.background import CounterCheckThread
+from instructgpt.label.background import CounterCheckThread, schedule_warm_up
 from instructgpt.label.configs import ENDPOINT_KEY_VARIABLE, InitConfig, ServeConfig, SiteOptions
 from instructgpt.label.context import Site
 from instructgpt.label.integrations.outbox import DeliveryThread
@@ -74,6 +74,7 @@ def _run_server(site: Site, config: ServeConfig) -> None:
         _print_warnings(config.site)
         # The playground's thread runs without an endpoint, too: retention does not depend on it.
         chores = CounterCheckThread(site), PlaygroundThread(site), DeliveryThread(site)
+        schedule_warm_up()
         # uvicorn shuts down gracefully on Ctrl-C and then raises the signal again.
         with chores[0], chores[1], chores[2], contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(server_config).run(sockets=[listener])

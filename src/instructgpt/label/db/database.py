@@ -34,6 +34,8 @@ _RETRYABLE_SQLSTATES = ("40001", "40P01")  # PostgreSQL: serialization failure, 
 _MAX_ATTEMPTS = 5
 _LOCK_TIMEOUT_S, _RETRY_AFTER_S = 10, 2
 _BUSY_SQLSTATES = (*_RETRYABLE_SQLSTATES, "55P03", "53300", "57P03")  # no lock, too many connections, starting up
+_DUPLICATE_KEY_SQLSTATE = "23505"
+_SQLITE_DUPLICATE_KEY = (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
 # 20 connections are kept and 20 more opened on demand; at most 40 threads answer requests.
 # Errors name no values: they go to logs, which erasure does not reach.
 _POOL_OPTIONS: dict[str, Any] = {"pool_size": 20, "max_overflow": 20, "hide_parameters": True}
@@ -134,6 +136,14 @@ def is_busy(error: Exception) -> bool:
     if isinstance(original, sqlite3.OperationalError):
         return "locked" in str(original) or "busy" in str(original)
     return getattr(original, "sqlstate", None) in _BUSY_SQLSTATES
+
+
+def is_duplicate_key(error: Exception) -> bool:
+    """Return whether an error of a database says that a row with this key is there already."""
+    original = getattr(error, "orig", None)
+    if isinstance(original, sqlite3.IntegrityError):
+        return original.sqlite_errorcode in _SQLITE_DUPLICATE_KEY
+    return getattr(original, "sqlstate", None) == _DUPLICATE_KEY_SQLSTATE
 
 
 def sqlite_url(path: Path) -> str:

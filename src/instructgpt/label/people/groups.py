@@ -32,20 +32,20 @@ def set_groups(db: Session, names: Iterable[str], changed_by: str) -> list[Label
     Raises:
         SiteError: too many groups, or a name is too long.
     """
-    wanted_names = list(dict.fromkeys(name for line in names if (name := " ".join(line.split()))))
-    if len(wanted_names) > MAX_GROUPS or any(len(name) > MAX_GROUP_NAME_LENGTH for name in wanted_names):
+    new_names = list(dict.fromkeys(name for line in names if (name := " ".join(line.split()))))
+    if len(new_names) > MAX_GROUPS or any(len(name) > MAX_GROUP_NAME_LENGTH for name in new_names):
         limit = f"more than {MAX_GROUPS} groups, or a name of more than {MAX_GROUP_NAME_LENGTH} characters"
         raise SiteError(422, "bad_field", field="groups", wrong=limit)
     groups = {group.name: group for group in db.scalars(select(LabelerGroup))}
     for group in groups.values():
-        if group.name not in wanted_names and group.retired_at is None:
+        if group.name not in new_names and group.retired_at is None:
             group.retired_at = current_time_ms()
-    for position, name in enumerate(wanted_names):
+    for position, name in enumerate(new_names):
         group = groups.get(name) or LabelerGroup(name=name, position=position)
         group.position, group.retired_at = position, None
         db.add(group)
     db.flush()
-    audit_log.append_entry(db, changed_by, "groups.set", "", groups=wanted_names)
+    audit_log.append_entry(db, changed_by, "groups.set", "", groups=new_names)
     return list_groups(db)
 
 
@@ -65,6 +65,8 @@ def declare_group(db: Session, person: Person, group_id: str) -> None:
         raise SiteError(409, "only_labelers")
     if group_id and group_id not in {group.id for group in list_groups(db)}:
         raise SiteError(422, "bad_field", field="group", wrong="not one of the choices")
+    # Two windows of one person insert one after the other: a deleted row cannot be locked.
+    db.get_one(Person, person.id, with_for_update={"key_share": True})
     db.execute(delete(GroupDeclaration).where(GroupDeclaration.person_id == person.id))
     if group_id:
         db.add(GroupDeclaration(person_id=person.id, group_id=group_id))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from instructgpt.label import safe_text
 from instructgpt.label.auth.dependencies import Principal, get_current_principal, get_site
 from instructgpt.label.auth.passwords import HASHING_POOL
-from instructgpt.label.db.database import is_busy
+from instructgpt.label.db.database import is_busy, is_duplicate_key
 from instructgpt.label.errors import SiteError
 from instructgpt.label.i18n import Translator, list_languages, load_translator, negotiate_language
 from instructgpt.label.markdown import render_markdown
@@ -31,6 +32,7 @@ from instructgpt.label.tasks.task_view import QuestionView
 from instructgpt.label.web import charts
 from instructgpt.label.web.public_address import prefix_links
 
+_LOGGER = logging.getLogger(__name__)
 LABEL_FOLDER = Path(__file__).parent
 _REQUIRED_PAGES = {
     "sign_in": "/sign-in",
@@ -194,9 +196,12 @@ def on_http_error(request: Request, error: Exception) -> Response:
 
 
 def on_database_error(request: Request, error: Exception) -> Response:
-    """Answer 503 for a database that is busy for a moment; other errors are 500."""
+    """Answer 503 for a database that is busy for a moment and 409 for a race to the same key; other errors are 500."""
     if is_busy(error):
         return on_site_error(request, SiteError(503, "busy", retry_after=_RETRY_AFTER_S))
+    if is_duplicate_key(error):
+        _LOGGER.warning("%s %s: another request stored the same key", request.method, request.url.path)
+        return on_site_error(request, SiteError(409, "made_meanwhile"))
     raise error
 
 
