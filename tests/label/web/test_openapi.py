@@ -9,7 +9,6 @@ import pytest
 import schemathesis
 from fastapi.openapi.utils import get_openapi
 from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis.errors import Unsatisfiable
 from sqlalchemy import select
 from support.exchange import fill
 from support.site import add_person, client_of
@@ -67,8 +66,8 @@ def show_faults(client):
 
 
 def operations(schema, left_alone=LEFT_ALONE) -> Iterator[schemathesis.APIOperation]:
-    for found in schema.get_all_operations():
-        operation = found.ok()
+    for result in schema.get_all_operations():
+        operation = result.ok()
         if operation.path not in left_alone:
             yield operation
 
@@ -83,11 +82,10 @@ def test_no_page_returns_a_server_error(filled, mode):
     schema = schemathesis.openapi.from_dict(get_openapi(title="pages", version="1", routes=routes))
     ids, counted = real_ids(site), dict[str, set[int]]()
     for operation in operations(schema, PAGES_LEFT_ALONE):
-        try:
-            asking(operation, mode, [owner], counted, PAGE_EXAMPLES, ids)()
-        except (schemathesis.errors.SchemathesisError, Unsatisfiable):
-            assert mode == "negative"
-    assert len(counted) > 100 if mode == "positive" else counted
+        if mode == "negative" and not (operation.query or operation.body):
+            continue  # only its ids could be wrong, and they are replaced: hundreds of cases would be drawn in vain
+        asking(operation, mode, [owner], counted, PAGE_EXAMPLES, ids)()
+    assert len(counted) > (100 if mode == "positive" else 50)
     assert owner.get("/overview").status_code == 200, "the session has ended"
 
 
