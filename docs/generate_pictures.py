@@ -1,4 +1,5 @@
-"""Write the README's pictures, in light and dark: the report of a run, and the ranking board of a site of its own.
+"""Write the README's pictures, in light and dark: the report of a run, and the ranking board of a site of its own; and
+the figures of the run that the pages show (generate_figures.py).
 
 PYTHONPATH=src:tests python docs/generate_pictures.py runs/demo
 """
@@ -11,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import generate_figures
 from PIL import Image
 from support.browser import LETTERS, add_ranking, chromium, serving, sign_in
 from support.site import add_person, make_site
@@ -21,7 +23,7 @@ FIGURES = Path(__file__).parent / "figures"
 SCHEMES = ("light", "dark")
 PALETTE_COLORS = 96
 REPORT_SIZE = {"width": 860, "height": 720}
-BOARD_SIZE = {"width": 1180, "height": 690}
+BOARD_SIZE = {"width": 1180, "height": 704}
 PROMPT = "What does an otter eat? Answer in one or two sentences."
 COMPLETIONS = (
     "The otter lives by the river and eats fish.",
@@ -64,7 +66,7 @@ def draw_board(browser: Any, figures: Path) -> None:
         _place_completions(page)
         for scheme in SCHEMES:
             page.emulate_media(color_scheme=scheme)
-            _save(page.screenshot(), figures / f"ranking_board-{scheme}.png")
+            _save(page.screenshot(animations="disabled"), figures / f"ranking_board-{scheme}.png")
         context.close()
 
 
@@ -85,6 +87,7 @@ def _place_completions(page: Any) -> None:
 
 
 def main(run: Path, figures: Path = FIGURES) -> None:
+    generate_figures.main(run, figures)
     with chromium() as browser:
         draw_report(browser, run, figures)
         draw_board(browser, figures)

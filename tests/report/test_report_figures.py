@@ -8,8 +8,9 @@ import pytest
 from support.browser import chromium
 
 from instructgpt.cli import run_command as command
-from instructgpt.report.charts import size_offsets
+from instructgpt.report.charts import reward_model_figure, size_offsets
 from instructgpt.report.paper_table14 import PAPER_MODELS, PAPER_TABLE_14
+from instructgpt.report.results import Results
 from instructgpt.results import ResultRow, write_result_rows
 
 
@@ -87,6 +88,15 @@ def test_reward_models_of_any_name_are_drawn(tmp_path):
     assert drawn.count("<svg") == 2
     assert "Small, all labelers" in drawn
     assert "Large, all labelers" in drawn
+
+
+def test_a_single_source_of_rankings_has_no_panel_of_its_own():
+    rows = [
+        ResultRow("reward_model", "pair_accuracy", "reward", condition, 0.7, 0.6, 0.8, 99)
+        for condition in ("training", "source/people", "source/simulated")
+    ]
+    assert "Source: people" in reward_model_figure(Results.from_rows(rows))
+    assert "Source:" not in reward_model_figure(Results.from_rows(rows[:2]))
 
 
 @pytest.mark.parametrize(("sizes", "families"), [([1.3e9, 6e9, 175e9], 4), ([1e9, 1.1e9, 70e9], 3), ([1e9, 2e9], 6)])

@@ -358,7 +358,8 @@ def reward_model_figure(results: Results) -> str:
     }
     all_conditions = results.conditions("reward_model", "pair_accuracy")
     conditions = [each for each in all_conditions if "/" not in each]
-    conditions += [condition for condition in all_conditions if condition.startswith("source/")]
+    sources = [condition for condition in all_conditions if condition.startswith("source/")]
+    conditions += sources if len(sources) > 1 or not conditions else []
     models = results.models("reward_model", "pair_accuracy")
     panels = []
     for condition in conditions:

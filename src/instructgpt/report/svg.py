@@ -105,7 +105,8 @@ def render_svg_file(
 ) -> str:
     """Render panels under a title and one legend as a standalone SVG file with its own light and dark colors."""
     sizes = [tuple(map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', panel)[0])) for panel in panels]
-    panel_width, panel_height = (max(size[i] for size in sizes) for i in (0, 1))
+    panel_width = max(width for width, _ in sizes)
+    row_heights = [max(height for _, height in sizes[i : i + columns]) for i in range(0, len(sizes), columns)]
     legend_items, x = (
         f'<text x="{_PANEL_GAP}" y="21.5" font-size="{_FONT_SIZE}" fill="var(--muted)">{html.escape(title)}</text>',
         _PANEL_GAP + 20 + 5.6 * len(title),
@@ -123,14 +124,11 @@ def render_svg_file(
         row, column = divmod(i, columns)
         geometry = (
             f'x="{_PANEL_GAP + column * (panel_width + _PANEL_GAP):g}" '
-            f'y="{_HEADER_HEIGHT + row * (panel_height + _PANEL_GAP):g}" width="{width:g}" height="{height:g}"'
+            f'y="{_HEADER_HEIGHT + sum(row_heights[:row]) + row * _PANEL_GAP:g}" width="{width:g}" height="{height:g}"'
         )
         placed_panels += panel.replace("<svg", f"<svg {geometry}", 1)
-    rows = -(-len(panels) // columns)
-    width, height = (
-        columns * (panel_width + _PANEL_GAP) + _PANEL_GAP,
-        _HEADER_HEIGHT + rows * (panel_height + _PANEL_GAP),
-    )
+    width = columns * (panel_width + _PANEL_GAP) + _PANEL_GAP
+    height = _HEADER_HEIGHT + sum(row_heights) + len(row_heights) * _PANEL_GAP
     style = f"{palette_css()} :root {{ color: var(--ink); font-family: ui-sans-serif, system-ui, sans-serif; }}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" viewBox="0 0 {width:g} '
