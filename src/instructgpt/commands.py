@@ -171,6 +171,13 @@ COMMANDS = (
         loads_torch=False,
     ),
     Command(
+        "data mix",
+        "data.MixConfig",
+        "data.cli:mix_datasets",
+        "mix in refusals by share, with a system text",
+        loads_torch=False,
+    ),
+    Command(
         "data split",
         "data.SplitConfig",
         "data.cli:split_datasets",

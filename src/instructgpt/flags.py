@@ -22,8 +22,9 @@ OPTION_GROUPS = {
     "data": """trl_config trainer gpus data corpus demonstrations rankings pretraining mix prompts
         max_prompt_tokens completions
         validation validation_interval test gold archive requests user_feedback format to source prompt_field questions
-        rating_max labeling_config shots subsets keep_empty files transcripts skip_bad""",
-    "filters and splits": """split prefix cap group salt personal detectors max_characters use_cases use_case
+        rating_max labeling_config shots subsets keep_empty files transcripts add skip_bad""",
+    "filters and splits": """split share forbidden forbidden_share prefix cap group salt personal detectors
+        max_characters use_cases use_case
         labeler since until use people""",
     "architecture": "vocabulary width layers heads context copy_init window",
     "optimization": """optimizer muon_lr beta loss tokens epochs batch lr value_lr warmup weight_decay dropout

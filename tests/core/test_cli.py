@@ -229,7 +229,10 @@ def test_ascii_terminal_prints_no_traceback():
     [
         (["pertrain"], "no command 'pertrain', did you mean 'pretrain'?"),
         (["xyzzy"], "no command 'xyzzy'; available: run, pretrain,"),
-        (["data", "xyzzy"], "no command 'data xyzzy'; available: data import, data clean, data split, data stats"),
+        (
+            ["data", "xyzzyxyzzy"],
+            "no command 'data xyzzyxyzzy'; available: data import, data clean, data mix, data split, data stats",
+        ),
         (["labl"], "no command 'labl', did you mean 'label'?"),
         (["import"], "no command 'import'; there is 'data import': convert other formats to ours and back, 'label"),
         (["generate"], "no command 'generate', did you mean 'sample'?"),

@@ -1,7 +1,8 @@
-"""The commands `data import | clean | split | stats`.
+"""The commands `data import | clean | mix | split | stats`.
 
     instructgpt data import --data hh.jsonl.gz --out rankings.jsonl.gz
     instructgpt data clean  --data prompts.jsonl --out clean.jsonl
+    instructgpt data mix    --data clean.jsonl --add refusals.jsonl --share 0.1 --forbidden uses.txt --out mixed.jsonl
     instructgpt data split  --data clean.jsonl --out split/
     instructgpt data stats  --data split/clean.train.jsonl
 
@@ -14,10 +15,11 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from instructgpt.console import OutputConsole
-from instructgpt.data.configs import CleanConfig, ImportConfig, SplitConfig, StatsConfig
+from instructgpt.data.configs import CleanConfig, ImportConfig, MixConfig, SplitConfig, StatsConfig
 from instructgpt.data.dedup import (
     get_first_user_turn,
     get_prompt_group,
@@ -29,6 +31,7 @@ from instructgpt.data.drop_report import DropReport, LocatedItem, drop_report_pa
 from instructgpt.data.importing.conversions import TARGET_BY_RECORD_TYPE
 from instructgpt.data.importing.reader import ImportOptions, convert_records, import_files
 from instructgpt.data.importing.unpaired import is_unpaired
+from instructgpt.data.mixing import add_system_text, add_system_text_to_share, mix_records
 from instructgpt.data.pii import parse_detector_names, pii_drop_reason
 from instructgpt.data.splits import SPLIT_NAMES, TRAINING_SPLITS, Split, assign_splits, check_users_in_single_split
 from instructgpt.data.stats import LengthFunction, build_stats_tables, lengths_in_characters, lengths_in_words
@@ -151,7 +154,7 @@ def _select_main_type(
     main_type = counts.most_common(1)[0][0]
     if len(counts) > 1 and not skipped.allowed:
         type_names = " and ".join(sorted(TARGET_BY_RECORD_TYPE[record_type] for record_type in counts))
-        raise InputError(f"the files hold {type_names}: clean them one by one (--skip-bad keeps the most frequent)")
+        raise InputError(f"the files hold {type_names}: give files of one kind (--skip-bad keeps the most frequent)")
     main_name = TARGET_BY_RECORD_TYPE[main_type]
     selected = []
     for location, record in items:
@@ -263,6 +266,48 @@ def _with_use_case(record: Record, location: str, report: DropReport) -> Record:
     guess = guess_use_case(prompt_text_without_system(record), len([turn for turn in turns if turn.role != "system"]))
     report.notice(f"use case guessed: {guess}", location)
     return _copy_with(record, use_case=guess, use_case_by="heuristic")
+
+
+# ---------------------------------------------------------------- mix
+
+
+def mix_datasets(config: MixConfig) -> None:
+    """Mix records into others by share, those and a share of the others with a system text. Raises InputError."""
+    _check_out(config.out)
+    forbidden_uses = _read_forbidden_uses(config.forbidden)
+    report, skipped = DropReport("mix"), SkippedLines(config.skip_bad)
+    files = (config.data, config.add)
+    items = [_read_native_records(paths, config.split, report, skipped) for paths in files]
+    ordinary, added = (_select_main_type(of_files, report, skipped) for of_files in items)
+    if ordinary[1] is not added[1]:
+        names = [TARGET_BY_RECORD_TYPE[record_type] for record_type in (ordinary[1], added[1])]
+        raise InputError(f"--data holds {names[0]}, --add {names[1]}; mix files of one kind")
+    rng = Random(f"mix {config.seed}")
+    records, extra = mix_records(ordinary[0], added[0], config.share, rng, report)
+    added_share = len(extra) / (len(records) + len(extra))
+    console = OutputConsole()
+    if forbidden_uses is not None:
+        records = add_system_text_to_share(records, forbidden_uses, config.forbidden_share, rng)
+        extra = [add_system_text(record, forbidden_uses) for record in extra]
+    mixed = [*records, *extra]
+    rng.shuffle(mixed)
+    report.add_skipped_lines(skipped)
+    _write_output(report, {config.out: mixed})
+    shortfall = "" if abs(added_share - config.share) < 0.005 else f"; --add has too few for {config.share:.1%}"
+    console.print(f"{len(extra):,} of {len(mixed):,} records are added ones: {added_share:.1%}{shortfall}")
+
+
+def _read_forbidden_uses(path: Path | None) -> str | None:
+    """Return the text of a file. Raises InputError where it cannot be read or is empty."""
+    if path is None:
+        return None
+    try:
+        text = path.read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--forbidden {path}: cannot be read as UTF-8 text ({one_line(error, 200)})") from error
+    if not text:
+        raise InputError(f"--forbidden {path}: the file is empty; write the forbidden uses into it")
+    return text
 
 
 # ---------------------------------------------------------------- split

@@ -1,4 +1,4 @@
-"""Options of the commands `data import | clean | split | stats`."""
+"""Options of the commands `data import | clean | mix | split | stats`."""
 
 from __future__ import annotations
 
@@ -95,6 +95,31 @@ class CleanConfig(_DataConfig):
             yield "--group does nothing with --cap 0"
         if self.personal == "off" and "detectors" in self.model_fields_set:
             yield "--detectors does nothing with --personal off"
+
+
+class MixConfig(_DataConfig):
+    stage: ClassVar[str] = "data mix"
+
+    add: tuple[Path, ...] = Field(description="records of the same kind to mix in, such as refusals")
+    out: Path = Field(
+        description="the file to write, .jsonl or .jsonl.gz; NAME.report.json beside it counts what was not drawn"
+    )
+    share: float = Field(0.1, gt=0, lt=1, description="share of the output that --add makes up; all of --data stays")
+    forbidden: Path | None = Field(
+        None, description="text file with a list of forbidden uses; it becomes the system turn of each added record"
+    )
+    forbidden_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="share of --data that gets the same system turn, so that the list alone decides nothing",
+    )
+    seed: int = Field(0, description="which records are drawn, and their order")
+
+    def ineffective_options(self) -> Iterator[str]:
+        """Report a share of records with a list that is not there."""
+        if self.forbidden is None and "forbidden_share" in self.model_fields_set:
+            yield "--forbidden-share does nothing without --forbidden"
 
 
 class SplitConfig(_DataConfig):

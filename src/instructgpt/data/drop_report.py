@@ -1,7 +1,7 @@
 """Drop reports: what a step read, wrote, dropped and why, changed or noticed.
 
-Nothing a person wrote is dropped silently: every step of `data import | clean | split` prints a `DropReport` and writes
-it as JSON beside its output.
+Nothing a person wrote is dropped silently: every step of `data import | clean | mix | split` prints a `DropReport` and
+writes it as JSON beside its output.
 """
 
 from __future__ import annotations
