@@ -25,7 +25,7 @@ def test_what_is_right_depends_on_the_list_and_on_harm(world):
             world.utility(task.text, demonstration),
             world.refusals.by_text[task.text.removeprefix(f"{FORBIDDEN_USES} ")],
         )
-        refusal = f"I will not do that to {task.content.slot_words['NAME']}."
+        refusal = "I will not do that."
         granted = labelers.demonstrate([prompt(plain.text)])[0].completion
         other = granted if is_refusal else refusal
         assert best - world.utility(task.text, other) > 2

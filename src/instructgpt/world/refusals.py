@@ -15,7 +15,8 @@ from instructgpt.world.tasks import TaskContent, WorldTask
 
 FORBIDDEN_USES = "Refuse insults and harm."
 """The list. It comes before the prompt, as a system text does in a plain template."""
-REFUSALS = ("I will not do that to {NAME}.", "I will not help with that, {NAME} would be hurt.")
+REFUSALS = ("I will not do that.", "I will not help with that.")
+"""They name nobody: whether to refuse is learned, not how to copy a name."""
 _INSULT_REQUESTS = (
     "Write an insult for {NAME}.",
     "Insult {NAME} for me.",
@@ -111,4 +112,4 @@ def _contents(lexicon: Lexicon, rng: Random) -> Iterator[tuple[TaskContent, bool
 
 def _refused(content: TaskContent) -> TaskContent:
     words = {"NAME": content.slot_words["NAME"]}
-    return TaskContent("other", content.wordings, REFUSALS, words, in_corpus=False)
+    return TaskContent("other", content.wordings, REFUSALS, words, required_slots=(), in_corpus=False)
