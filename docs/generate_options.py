@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from instructgpt.commands import COMMANDS
 from instructgpt.config import StageConfig
-from instructgpt.evaluate.configs import BestOfNConfig, CandidatesConfig, ExamConfig
+from instructgpt.evaluate.configs import BestOfNConfig, CandidatesConfig, ExamConfig, StartSamplesConfig
 from instructgpt.stage_configs import RankingsConfig, RoundEvaluationConfig
 
 PAGE = Path(__file__).parent / "reference" / "options.md"
@@ -28,6 +28,7 @@ ROUND_STAGES: dict[str, type[BaseModel]] = {"rankings": RankingsConfig, "evaluat
 """Stages of a round that the pipeline configures."""
 FILE_SECTIONS: dict[str, type[BaseModel]] = {
     "candidates": CandidatesConfig,
+    "start_samples": StartSamplesConfig,
     "best_of_n": BestOfNConfig,
     "exam": ExamConfig,
 } | ROUND_STAGES

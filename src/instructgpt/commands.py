@@ -88,6 +88,14 @@ COMMANDS = (
         starts_training=True,
     ),
     Command(
+        "scaling-laws",
+        "sweep.ScalingLawsConfig",
+        "sweep.scaling_laws_cli",
+        "fit the scaling laws of reward-model over-optimization to a sweep",
+        positional="run",
+        loads_torch=False,
+    ),
+    Command(
         "report",
         "run.ReportConfig",
         "report.cli",

@@ -219,7 +219,10 @@ def section_for(config_class: type[CommandConfig], text: str, source: str) -> di
 
 
 def presets_with_section(config_class: type[CommandConfig]) -> list[str]:
-    return [name for name in preset_names() if config_class.stage in parse_yaml(read_preset(name), f"preset {name}")]
+    """Return the presets that a command takes. A preset of a sweep is no recipe: it changes that of another."""
+    sections = {name: parse_yaml(read_preset(name), f"preset {name}") for name in preset_names()}
+    stage = config_class.stage
+    return [name for name, parts in sections.items() if stage in parts and ("sweep" not in parts or stage == "sweep")]
 
 
 def _deep_merge(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

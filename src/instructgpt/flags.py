@@ -20,7 +20,7 @@ OPTION_GROUPS = {
     "models": """checkpoint base policy reward reward_weights reward_base group_aggregation reference value_init model
         models latest tokenizer""",
     "data": """trl_config trainer gpus data corpus demonstrations rankings pretraining mix prompts
-        max_prompt_tokens completions
+        max_prompt_tokens completions max_prompts max_completions
         validation validation_interval test gold archive requests user_feedback format to source prompt_field questions
         rating_max labeling_config shots subsets keep_empty files transcripts add skip_bad""",
     "filters and splits": """split share forbidden forbidden_share prefix cap group salt personal detectors
@@ -35,8 +35,8 @@ OPTION_GROUPS = {
     "sampling": "n max_tokens temperature top_p stop",
     "evaluation": """names harness include_path limit judge judge_model judge_key judge_reads judge_max_tokens
         judge_temperature judges scorer detector baseline""",
-    "small world": """words demonstration_prompts ranking_prompts ppo_prompts refusals labelers through_site
-        baselines""",
+    "small world": """words demonstration_prompts ranking_prompts ppo_prompts refusals labelers labeler_noise
+        through_site baselines overoptimization""",
     "rounds": "rounds round_reward round_policy one_round_control",
     "site": """site database public_url host port key second_factor end_second_factor endpoint endpoint_models
         retention_days""",

@@ -40,6 +40,7 @@ from instructgpt.label.simulation.site_labelers import SiteLabelers
 from instructgpt.models.policy import context_length, load_tokenizer, pick_device
 from instructgpt.models.reward_model import ScalarModel, load_reward_model
 from instructgpt.pipeline_baselines import draw_frontier, examine_best_of_n, train_baselines
+from instructgpt.pipeline_overoptimization import measure_baseline, measure_overoptimization
 from instructgpt.records import (
     Cohort,
     Completion,
@@ -75,6 +76,7 @@ from instructgpt.stage_configs import (
 )
 from instructgpt.train import ppo, pretrain, reward, sft
 from instructgpt.world import SimulatedLabelers, World
+from instructgpt.world.labelers import LABELER_NOISE
 
 _BASELINES = {"base": "base", "prompted": "base", "sft": "sft"}
 """Evaluated models besides the policies, by directory; `prompted` is the base with answered prompts before each prompt.
@@ -117,7 +119,13 @@ def build_small_world(config: RunConfig, stages: dict[str, Any]) -> list[ResultR
     for round_ in stages["rounds"]:
         write_round_prompts(config, world, round_)
         rank_candidates(config, world, round_, files["validation"])
+        if "reward_pretrain" in stages:
+            pretrain.main(stages["reward_pretrain"])
         reward.main(round_.reward)
+        if config.overoptimization:
+            reward_model = load_reward_model(round_.reward.out, pick_device(config.device))
+            rows = measure_reward_model(reward_model, read_records(Ranking, round_.heldout_rankings))
+            return rows + measure_overoptimization(config, world, round_, stages["start_samples"])
         sft.main(stages["sft"])  # finished after the first round, whose reward model chooses its epoch
         run_processes(config.processes, [(ppo.main, (policy,)) for policy in round_.policies.values()])
         if stages["baselines"]:
@@ -125,6 +133,7 @@ def build_small_world(config: RunConfig, stages: dict[str, Any]) -> list[ResultR
         round_rows = evaluate_round(config, world, round_, stages)
         if stages["baselines"]:
             draw_frontier(config, world, round_, stages["baselines"])
+            measure_baseline(config, world, round_, stages["baselines"]["best_of_n"])
         rows = rows if round_.is_control else round_rows
     return rows + compare_rounds(config, world, stages["rounds"], stages["exam"])
 
@@ -287,7 +296,8 @@ def build_labelers(
     if config.through_site:
         return SiteLabelers(config.out / "site", world, cohort, config.labelers, config.seed, purpose, round_name)
     seed = config.seed if seed is None else seed
-    return SimulatedLabelers(world, cohort, per_prompt=config.labelers, seed=seed)
+    noise = LABELER_NOISE if config.labeler_noise is None else config.labeler_noise
+    return SimulatedLabelers(world, cohort, per_prompt=config.labelers, seed=seed, noise=noise)
 
 
 def evaluate_round(config: RunConfig, world: World, round_: Round, stages: Mapping[str, Any]) -> list[ResultRow]:

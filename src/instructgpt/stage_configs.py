@@ -12,7 +12,7 @@ from pydantic import Field
 from instructgpt.baselines.configs import ExpertIterationConfig
 from instructgpt.config import TRAINING_ONLY_FIELDS, StageConfig, make_config
 from instructgpt.errors import InputError
-from instructgpt.evaluate.configs import BestOfNConfig, CandidatesConfig, ExamConfig
+from instructgpt.evaluate.configs import BestOfNConfig, CandidatesConfig, ExamConfig, StartSamplesConfig
 from instructgpt.run.configs import RunConfig
 from instructgpt.run.directory import read_run_record
 from instructgpt.run.rounds import control_directory_name, round_directory_name
@@ -23,8 +23,12 @@ BEST_POLICY = "ppo_ptx"
 """The policy of a round: it writes candidates of the next ones."""
 _DPO_DEFAULTS = {"batch": 32, "lr": 2e-4, "keep": "last"}
 """Of the small world; its models are a thousandth of those that the command's defaults are for."""
+REWARD_BASE_FOLDER = "reward_base"
+"""Directory of the reward model's own trunk."""
 _FRONTIER_POLICIES = 4
 """Policies that PPO saves along a run with --baselines."""
+_OVEROPTIMIZATION_POLICIES = 12
+"""The same with --overoptimization."""
 _ROUND_SEEDS = 1_000_003
 """Distance of two rounds' seeds of candidates and labelers: a prompt that returns gets other completions and noise."""
 
@@ -97,7 +101,12 @@ def build_stage_configs(config: RunConfig) -> dict[str, Any]:
         best = BEST_POLICY if config.corpus else "ppo"
         names = [name for name in POLICIES if name == best or name in config.stages]
         return stages | {name: build_policy_stage(config, name, config.out, files["ppo"]) for name in names}
+    if "reward_pretrain" in config.stages:
+        stages["reward_pretrain"] = build_reward_pretraining(config)
     stages["rounds"] = build_rounds(config)
+    if config.overoptimization:
+        stages["start_samples"] = build_start_samples(config, stages["rounds"][0])
+        return stages
     sft_settings = {"base": str(base), "reward": stages["rounds"][0].reward.out} | demonstrations
     stages["sft"] = build_section(config, SFTConfig, "sft", config.out / "sft", sft_settings)
     stages["baselines"] = build_baselines(config, stages["rounds"][0], stages["sft"]) if config.baselines else {}
@@ -168,9 +177,43 @@ def build_reward_stage(config: RunConfig, folder: Path, base: Path | str, rankin
 
 def find_reward_base(config: RunConfig) -> str:
     """Return the model whose trunk the first reward model starts from."""
+    if "reward_pretrain" in config.stages:
+        return str(config.out / REWARD_BASE_FOLDER)
     if config.reward_base == "start":
         return str(config.out / "start")
     return config.base or str(config.out / "base")
+
+
+def build_reward_pretraining(config: RunConfig) -> PretrainConfig:
+    """Return the config of the reward model's own trunk: as the base where its section says nothing else.
+
+    It has the base's tokenizer, so that both read the same tokens.
+    """
+    if fixed := {"tokenizer", "vocabulary"} & config.stages["reward_pretrain"].keys():
+        raise InputError(f"section reward_pretrain, {min(fixed)}: the trunk has the tokenizer of the base; drop it")
+    shared = {name: value for name, value in config.stages.get("pretrain", {}).items() if name != "vocabulary"}
+    inputs = {"corpus": get_input_files(config)["corpus"], "tokenizer": config.out / "base"}
+    stage: PretrainConfig = build_section(
+        config, PretrainConfig, "reward_pretrain", config.out / REWARD_BASE_FOLDER, shared | inputs
+    )
+    return stage
+
+
+def build_start_samples(config: RunConfig, round_: Round) -> StartSamplesConfig:
+    """Return the config of the start's samples that --overoptimization measures with, as long as PPO's."""
+    length = round_.policies.get("ppo", build_policy_stage(config, "ppo", config.out, [round_.ppo_prompts])).max_tokens
+    settings = {"policy": str(config.out / "start"), "max_tokens": length}
+    stage: StartSamplesConfig = build_section(
+        config, StartSamplesConfig, "start_samples", config.out / "start_samples", settings
+    )
+    return stage
+
+
+def measured_policies(config: RunConfig) -> tuple[str, ...]:
+    """Return the policies that a run trains: with --overoptimization the method it measures alone."""
+    if config.overoptimization is None:
+        return POLICIES
+    return tuple(name for name in POLICIES if name == config.overoptimization)
 
 
 def build_policy_stage(
@@ -184,8 +227,9 @@ def build_policy_stage(
     if name == "ppo_ptx":
         settings["pretraining"] = get_input_files(config)["corpus"]
     stage: PPOConfig = build_section(config, PPOConfig, name, folder / name, settings)
-    if config.baselines and not stage.save_every:  # points of the frontier
-        stage = stage.model_copy(update={"save_every": max(1, stage.updates // _FRONTIER_POLICIES)})
+    if (config.baselines or config.overoptimization) and not stage.save_every:  # points of the frontier
+        points = _OVEROPTIMIZATION_POLICIES if config.overoptimization else _FRONTIER_POLICIES
+        stage = stage.model_copy(update={"save_every": max(1, stage.updates // points)})
     return stage
 
 
@@ -206,7 +250,10 @@ def build_rounds(config: RunConfig) -> list[Round]:
                 rankings=files["rankings"],
                 heldout_rankings=files["heldout_rankings"],
                 reward=build_reward_stage(config, config.out, find_reward_base(config), [files["rankings"]]),
-                policies={name: build_policy_stage(config, name, config.out, [files["ppo"]]) for name in POLICIES},
+                policies={
+                    name: build_policy_stage(config, name, config.out, [files["ppo"]])
+                    for name in measured_policies(config)
+                },
             )
         ]
     rounds: list[Round] = []

@@ -99,6 +99,40 @@ def test_methods_of_baselines_are_shared_like_stages(tmp_path):
     assert {"expert_iteration", "best_of_n", "public_tasks"}.isdisjoint(names)
 
 
+def test_reward_models_of_the_scaling_laws_share_samples_of_the_start_and_each_is_made_once(tmp_path):
+    _, config = parse(["sweep", "--preset", "scaling-laws", "--seeds", "1", "--out", str(tmp_path / "sweep")])
+    sweep = Sweep(config)
+    names = [name.rpartition("-")[0] for name in sweep.shared_stages()]
+    assert {name: names.count(name) for name in names} == {
+        "world": 1, "pretrain": 1, "start": 1, "candidates": 1, "start_samples": 1, "reward_pretrain": 5, "reward": 30,
+    }  # fmt: skip
+    assert len(sweep.cells) == 60, "best of n and PPO for each reward model"
+    quiet = make_sweep(tmp_path, "run.labeler_noise=0,1.2", "run.overoptimization=best_of_n")
+    shared = [set(names) for names in shared_stage_names(quiet)]
+    assert shared[0] == {"world", "pretrain", "start", "start_samples", "candidates", "reward"}
+    stages = [{stage.stage: stage.name for stage in quiet.shared[cell.key]} for cell in quiet.cells]
+    same = {stage for stage in stages[0] if stages[0][stage] == stages[1][stage]}
+    assert same == {"world", "pretrain", "start", "start_samples"}, "labelers rank anew without noise"
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"run": {"overoptimization": "dpo"}}, "overoptimization dpo"),
+        ({"run": {"overoptimization": "ppo", "baselines": True}}, "leave --rounds and --baselines out"),
+        ({"start_samples": {"prompts": 20}}, "section start_samples has no effect without --overoptimization"),
+        ({"run": {"reward_base": "base"}, "reward_pretrain": {"width": 16}}, "--reward-base has no effect"),
+        ({"reward_pretrain": {"vocabulary": 300}}, "vocabulary: the trunk has the tokenizer of the base"),
+        ({"reward": {"max_completions": 1}}, "use at least 2"),
+    ],
+)
+def test_options_of_the_scaling_laws_that_cannot_be(tmp_path, sections, message):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"run": {}} | sections))
+    with pytest.raises(InputError, match=message):
+        make_sweep(tmp_path, "candidates.max_tokens=16,32", recipe=str(recipe))
+
+
 def test_two_axes_share_what_one_of_them_leaves_as_it_is(tmp_path):
     sweep = make_sweep(tmp_path, "reward.lr=1e-4,2e-4", "ppo.kl_coef=0.01,0.02,0.04")
     assert len(sweep.cells) == 6

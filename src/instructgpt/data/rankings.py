@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from random import Random
 
 import torch
 from torch import Tensor
@@ -74,6 +76,53 @@ def tokenize_rankings(
                 RankedPrompt([examples[index] for index in fitting], tuple(labeler_ranks), group[0].source or "")
             )
     return prompts, skipped
+
+
+def subsample_rankings(
+    prompts: Sequence[RankedPrompt], max_prompts: int, max_completions: int, seed: int
+) -> list[RankedPrompt]:
+    """Return random prompts, in their order, with random completions of each. A larger part includes a smaller one.
+
+    Prompts whose remaining completions all tie are dropped before prompts are counted.
+
+    Args:
+        prompts: all there are.
+        max_prompts: prompts to keep; 0 keeps all.
+        max_completions: completions of each prompt to keep; 0 keeps all.
+        seed: of both draws; those of completions do not depend on the number of prompts.
+    """
+    if max_completions:
+        shortened = (
+            _draw_completions(prompt, max_completions, Random(f"{seed} {i}")) for i, prompt in enumerate(prompts)
+        )
+        prompts = [prompt for prompt in shortened if prompt is not None]
+    if not 0 < max_prompts < len(prompts):
+        return list(prompts)
+    order = list(range(len(prompts)))
+    Random(f"{seed} prompts").shuffle(order)
+    return [prompts[index] for index in sorted(order[:max_prompts])]
+
+
+def _draw_completions(prompt: RankedPrompt, count: int, rng: Random) -> RankedPrompt | None:
+    """Return the prompt with `count` of its completions, or None where nobody ranks one of them above another."""
+    order = list(range(len(prompt.examples)))
+    rng.shuffle(order)
+    remaining = sorted(order[:count])
+    labeler_ranks = [
+        replace(ranks, ranks=tuple(ranks.ranks[index] for index in remaining)) for ranks in prompt.labeler_ranks
+    ]
+    decided = tuple(ranks for ranks in labeler_ranks if len(set(ranks.ranks)) > 1)
+    reference_logp = tuple(prompt.reference_logp[index] for index in remaining) if prompt.reference_logp else ()
+    examples = [prompt.examples[index] for index in remaining]
+    return replace(prompt, examples=examples, labeler_ranks=decided, reference_logp=reference_logp) if decided else None
+
+
+def count_labels(prompts: Sequence[RankedPrompt]) -> dict[str, int]:
+    """Return what labelers did: rankings, completions in them, and pairs that are no ties."""
+    rankings = [labeler_ranks.ranks for prompt in prompts for labeler_ranks in prompt.labeler_ranks]
+    ties = sum(count * (count - 1) // 2 for ranks in rankings for count in Counter(ranks).values())
+    pairs = sum(len(ranks) * (len(ranks) - 1) // 2 for ranks in rankings) - ties
+    return {"prompts": len(prompts), "rankings": len(rankings), "completions": sum(map(len, rankings)), "pairs": pairs}
 
 
 def _tokenize_ranking(ranking: Ranking, tokenizer: PromptTokenizer) -> list[TokenizedExample]:

@@ -272,6 +272,19 @@ class BestOfNConfig(StageConfig):
     max_tokens: int = Field(32, ge=1, description="maximum length of a completion")
 
 
+class StartSamplesConfig(StageConfig):
+    """Samples of PPO's start with their true utility: best of n for every reward model, and the zero of every gain."""
+
+    stage: ClassVar[str] = "start-samples"
+    excluded_fields: ClassVar[frozenset[str]] = TRAINING_ONLY_FIELDS
+
+    policy: str = Field(description="the policy that is sampled")
+    prompts: int = Field(200, ge=10, description="test prompts")
+    samples: int = Field(1024, ge=2, description="completions of each prompt, from which every n is estimated")
+    answers: int = Field(16, ge=1, description="answers of every policy along PPO's run to each prompt")
+    max_tokens: int = Field(32, ge=1, description="maximum length of a completion")
+
+
 class ExamConfig(CommandConfig):
     stage: ClassVar[str] = "exam"
 

@@ -12,7 +12,10 @@ from instructgpt.config import TRAINING_ONLY_FIELDS, CommandConfig, StageConfig,
 
 BASELINE_SECTIONS = ("public_tasks", "dpo", "expert_iteration", "best_of_n")
 """Methods of `run --baselines`, which train on what PPO trains on."""
-STAGE_SECTIONS = ("pretrain", "start", "candidates", "reward", "sft", "ppo", "ppo_ptx", *BASELINE_SECTIONS, "exam")
+STAGE_SECTIONS = (
+    *("pretrain", "start", "candidates", "reward_pretrain", "reward", "sft", "start_samples", "ppo", "ppo_ptx"),
+    *(*BASELINE_SECTIONS, "exam"),
+)
 
 
 class RunConfig(StageConfig):
@@ -20,7 +23,8 @@ class RunConfig(StageConfig):
 
     A preset or configuration file has a section for `run` and one for each of STAGE_SECTIONS: `start` is the starting
     point of PPO, `sft` the SFT baseline, `candidates` the completions to rank, `exam` the evaluation; those of
-    BASELINE_SECTIONS are the methods that --baselines adds.
+    BASELINE_SECTIONS are the methods that --baselines adds. With a section `reward_pretrain` the reward model has a
+    trunk of its own; what that section leaves out is as in `pretrain`. `start_samples` are those of --overoptimization.
     """
 
     stage: ClassVar[str] = "run"
@@ -52,6 +56,9 @@ class RunConfig(StageConfig):
         "and without a list of forbidden uses",
     )
     labelers: int = Field(3, ge=1, description="simulated labelers who rank the completions of each prompt")
+    labeler_noise: float | None = Field(
+        None, ge=0, description="standard deviation of their noise on an answer's utility; default: the world's, 1.2"
+    )
     through_site: bool = Field(False, description="let simulated labelers work over HTTP on a labelers' site")
     rounds: int = Field(
         1, ge=1, description="times that candidates, rankings, reward model and PPO repeat; each round has a directory"
@@ -74,6 +81,11 @@ class RunConfig(StageConfig):
     )
     baselines: bool = Field(
         False, description="also train DPO, expert iteration, best of n and SFT on public tasks, and draw the frontier"
+    )
+    overoptimization: Literal["best_of_n", "ppo", "ppo_ptx"] | None = Field(
+        None,
+        description="end after the reward model, and measure how far this method drives its score and the truth apart, "
+        "instead of training and examining all models",
     )
     processes: int = Field(2, ge=1, description="processes to run in parallel (CPU)")
     stages: dict[str, dict[str, Any]] = Field({}, description="options of each stage")
@@ -111,9 +123,27 @@ class RunConfig(StageConfig):
         for name in BASELINE_SECTIONS:
             if name in self.stages and not self.baselines:
                 yield f"section {name} has no effect without --baselines"
+        yield from self._ineffective_overoptimization()
         for name in self.stages.keys() - set(STAGE_SECTIONS):
             sections = ", ".join(("run", *STAGE_SECTIONS))
             yield f"no stage '{name}'{did_you_mean(name, STAGE_SECTIONS)}; valid sections: {sections}"
+
+    def _ineffective_overoptimization(self) -> Iterator[str]:
+        """Report options that have no effect with --overoptimization, or without it, and a second trunk."""
+        if self.labeler_noise is not None and (self.has_files or self.through_site):
+            yield "--labeler-noise has no effect with your own files or --through-site"
+        if "reward_pretrain" in self.stages and self.has_files:
+            yield "section reward_pretrain has no effect with your own files; train the reward model with 'reward'"
+        if "reward_pretrain" in self.stages and "reward_base" in self.model_fields_set:
+            yield "--reward-base has no effect with a section reward_pretrain, which makes the trunk"
+        if self.overoptimization is None:
+            if "start_samples" in self.stages:
+                yield "section start_samples has no effect without --overoptimization"
+            return
+        if self.has_files:
+            yield "--overoptimization has no effect with your own files: only in the small world is the truth known"
+        if self.rounds > 1 or self.baselines:
+            yield "--overoptimization measures one method in one round; leave --rounds and --baselines out"
 
 
 class ReportConfig(CommandConfig):

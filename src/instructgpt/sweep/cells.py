@@ -104,9 +104,11 @@ def read_recipe(config: SweepConfig) -> dict[str, Any]:
                 f"{config.recipe}: no preset ({', '.join(preset_names())}) and no readable file ({problem})"
             ) from error
     stages = {name: dict(section) for name, section in recipe["stages"].items()}
-    for name, section in config.stages.items():
+    sections = dict(config.stages)
+    changes = sections.pop("run", {})
+    for name, section in sections.items():
         stages[name] = stages.get(name, {}) | section
-    return recipe | {"stages": stages}
+    return recipe | changes | {"stages": stages}
 
 
 def build_cells(recipe: Mapping[str, Any], axes: Sequence[Axis], seeds: Iterable[int], **flags: bool) -> list[Cell]:
@@ -170,7 +172,7 @@ def build_cell_config(settings: Mapping[str, Any], out: Path) -> RunConfig:
     """
     stages = {name: dict(section) for name, section in settings["stages"].items()}
     config = make_config(RunConfig, {**settings, "stages": stages}, {"out": out, "processes": 1})
-    if not config.has_files:
+    if not config.has_files and not config.overoptimization:
         for name in _POLICY_SECTIONS:
             section = stages.setdefault(name, {})
             section.setdefault("validation", [str(get_world_files(out / "world")["validation"])])

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
 from instructgpt.config import CommandConfig
+
+
+class ScalingLawsConfig(CommandConfig):
+    """Measurements to fit."""
+
+    stage: ClassVar[str] = "scaling-laws"
+
+    run: tuple[Path, ...] = Field(
+        min_length=1,
+        description="directories of sweeps or runs with --overoptimization, or files of measurements (JSONL)",
+    )
+    out: Path = Field(description="directory for measurements.jsonl, laws.json, laws.md and laws.svg")
 
 
 class SweepConfig(CommandConfig):
@@ -46,9 +57,4 @@ class SweepConfig(CommandConfig):
     )
     retry: bool = Field(False, description="make failed cells again")
     dry_run: bool = Field(False, description="print cells, what they share, hours and memory, and make nothing")
-    stages: dict[str, dict[str, Any]] = Field({}, description="sections of the recipe")
-
-    def ineffective_options(self) -> Iterator[str]:
-        """Report a recipe beside sections that name another one."""
-        if self.recipe and "run" in self.stages:
-            yield "a recipe and a section run have no effect together; drop one of them"
+    stages: dict[str, dict[str, Any]] = Field({}, description="sections that change options of the recipe, or are it")

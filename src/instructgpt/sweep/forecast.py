@@ -33,7 +33,7 @@ from instructgpt.plan.stages import plan_stage
 from instructgpt.run.configs import RunConfig
 from instructgpt.run.directory import console
 from instructgpt.sampling.engine import sample_tokens
-from instructgpt.stage_configs import build_stage_configs
+from instructgpt.stage_configs import REWARD_BASE_FOLDER, build_stage_configs
 from instructgpt.sweep.cells import move_config
 from instructgpt.sweep.shared_stages import stage_kinds
 from instructgpt.sweep.table import format_values
@@ -156,19 +156,25 @@ def forecast_stages(config: RunConfig, machine: Machine) -> dict[str, StageForec
         moved = move_config(config, Path(folder))
         stages = build_stage_configs(moved)
         model_config = build_llama_config(stages["pretrain"], stages["pretrain"].vocabulary)
-        for name in ("base", "start", "reward", "sft"):
+        trunk = stages.get("reward_pretrain", stages["pretrain"])
+        trunk_config = build_llama_config(trunk, stages["pretrain"].vocabulary)
+        for name in ("base", "start", "sft"):
             model_config.save_pretrained(Path(folder) / name)
-        return _forecast_world(moved, stages, model_config, machine)
+        for name in (REWARD_BASE_FOLDER, "reward"):
+            trunk_config.save_pretrained(Path(folder) / name)
+        return _forecast_world(moved, stages, (model_config, trunk_config), machine)
 
 
 def _forecast_world(
-    config: RunConfig, stages: Mapping[str, Any], model_config: Any, machine: Machine
+    config: RunConfig, stages: Mapping[str, Any], model_configs: tuple[Any, Any], machine: Machine
 ) -> dict[str, StageForecast]:
+    """Return what each stage takes. `model_configs`: of the base, and of the reward model's trunk."""
     prompt, completion = measure_lengths(0)  # the worlds of all seeds are alike
-    round_, shape = stages["rounds"][0], get_model_shape(build_on_meta(model_config))
-    training_factor, sampling_factor = measure_speed(model_config.to_json_string(), machine)
+    round_, shape = stages["rounds"][0], get_model_shape(build_on_meta(model_configs[0]))
+    speeds = [measure_speed(model_config.to_json_string(), machine) for model_config in model_configs]
+    sampling_factor = speeds[0][1]
 
-    def planned(stage: Any, records: int, factor: float = 1.0) -> StageForecast:
+    def planned(stage: Any, records: int, factor: float = 1.0, training_factor: float = speeds[0][0]) -> StageForecast:
         text = stage.model_dump_json(exclude={"seed"}).replace(str(config.out), "")
         key = (text, prompt, completion, records, machine)
         if key not in _plans:  # cells differ in few stages
@@ -187,25 +193,38 @@ def _forecast_world(
 
     mean_k = (round_.candidates.least + _LARGEST_K) / 2
     ranked = mean_k * (config.ranking_prompts + _VALIDATION_PROMPTS)
-    exam = stages["exam"]
+    ranked_prompts = min(round(0.9 * config.ranking_prompts), round_.reward.max_prompts or config.ranking_prompts)
+    k_share = min(mean_k, round_.reward.max_completions or mean_k) / _PLANNED_COMPLETIONS
+    forecasts = {
+        "world": StageForecast(0.0),
+        "pretrain": planned(stages["pretrain"], 0),
+        "start": planned(stages["start"], round(0.9 * config.demonstration_prompts)),
+        "candidates": StageForecast(sampled(ranked, completion)),
+        "reward": planned(round_.reward, ranked_prompts, k_share, speeds[1][0]),
+    }
+    forecasts |= {name: planned(policy, 0) for name, policy in round_.policies.items()}
+    if "reward_pretrain" in stages:
+        forecasts["reward_pretrain"] = planned(stages["reward_pretrain"], 0, 1.0, speeds[1][0])
+    if config.overoptimization:
+        count = stages["start_samples"].prompts * stages["start_samples"].samples
+        return forecasts | {"start_samples": StageForecast(sampled(count, completion))}
+    forecasts["sft"] = planned(stages["sft"], round(0.9 * config.demonstration_prompts))
+    return forecasts | _forecast_exams(config, stages["exam"], completion, sampled)
+
+
+def _forecast_exams(
+    config: RunConfig, exam: Any, completion: int, sampled: Callable[[float, int], float]
+) -> dict[str, StageForecast]:
+    """Return what each exam takes. `sampled`: completions and their length -> seconds."""
     questions, tasks = len(World(config.seed).questions()), len(World(config.seed).corpus_tasks(1))
     answers = exam.prompts * exam.samples + _TRUTH_CONDITIONS * questions * exam.truth_samples
     answers += _TOXICITY_CONDITIONS * exam.toxicity_prompts + tasks * exam.exercises
     answers += len(MISTAKES) * exam.mistakes + _REFUSAL_CELLS * exam.refusals
-    demonstrations = round(0.9 * config.demonstration_prompts)
-    forecasts = {
-        "world": StageForecast(0.0),
-        "pretrain": planned(stages["pretrain"], 0),
-        "start": planned(stages["start"], demonstrations),
-        "candidates": StageForecast(sampled(ranked, completion)),
-        "reward": planned(round_.reward, round(0.9 * config.ranking_prompts), mean_k / _PLANNED_COMPLETIONS),
-        "sft": planned(stages["sft"], demonstrations),
-    }
-    forecasts |= {name: planned(policy, 0) for name, policy in round_.policies.items()}
     lengths = {"base": exam.max_tokens, "prompted": exam.max_tokens}
-    for model in ("base", "prompted", "sft", "ppo", "ppo_ptx"):
-        forecasts[f"exam-{model}"] = StageForecast(sampled(answers, lengths.get(model, completion)))
-    return forecasts
+    return {
+        f"exam-{model}": StageForecast(sampled(answers, lengths.get(model, completion)))
+        for model in ("base", "prompted", "sft", "ppo", "ppo_ptx")
+    }
 
 
 @cache

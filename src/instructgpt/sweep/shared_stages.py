@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from instructgpt.run.configs import RunConfig
-from instructgpt.stage_configs import build_stage_configs
+from instructgpt.stage_configs import REWARD_BASE_FOLDER, build_stage_configs
 from instructgpt.sweep.cells import Axis, Cell, hash_settings, move_config, resolve_stages
 
 _WORLD = ("corpus", "validation", "test", "demonstrations")
@@ -39,7 +39,9 @@ class StageKind:
 
 
 _WORLD_OPTIONS = ("seed", "words", "demonstration_prompts", "labelers", "refusals")
-_RANKING_OPTIONS = ("labelers", "ranking_prompts", "ppo_prompts", "refusals")
+_RANKING_OPTIONS = ("labelers", "labeler_noise", "ranking_prompts", "ppo_prompts", "refusals")
+_CELL_OPTIONS = frozenset({"overoptimization"})
+"""Options of the run that no shared stage reads."""
 _EXAM_MODELS = {"base": "pretrain", "prompted": "pretrain", "sft": "sft", "ppo": "ppo", "ppo_ptx": "ppo_ptx"}
 _TO_START = {
     "world": StageKind(tuple(f"world/{name}.jsonl" for name in _WORLD), (), "", _WORLD_OPTIONS, ("prompts",)),
@@ -55,6 +57,12 @@ _AFTER_START = {
     "ppo": StageKind(("ppo",), ("world", "start", "candidates", "reward"), "ppo"),
     "ppo_ptx": StageKind(("ppo_ptx",), ("world", "start", "candidates", "reward"), "ppo_ptx"),
 }
+_AFTER_REWARD = ("sft", "ppo", "ppo_ptx")
+_OWN_TRUNK = {"reward_pretrain": StageKind((REWARD_BASE_FOLDER,), ("world", "pretrain"), "reward_pretrain")}
+_REWARD_ON_OWN_TRUNK = {
+    "reward": replace(_AFTER_START["reward"], parents=("world", "pretrain", "start", "candidates", "reward_pretrain"))
+}
+_START_SAMPLES = {"start_samples": StageKind(("start_samples",), ("world", "start"), "start_samples")}
 _BASELINES = {
     "public_tasks": StageKind(
         ("world/public_tasks.jsonl", "public_tasks"), ("world", "pretrain", "sft"), "public_tasks", _WORLD_OPTIONS
@@ -94,8 +102,12 @@ def stage_kinds(config: RunConfig) -> dict[str, StageKind]:
         return {}
     if config.rounds > 1:
         return _TO_START
+    has_own_trunk = "reward_pretrain" in config.stages
+    kinds = _TO_START | (_OWN_TRUNK | _AFTER_START | _REWARD_ON_OWN_TRUNK if has_own_trunk else _AFTER_START)
+    if config.overoptimization:
+        return {name: kind for name, kind in kinds.items() if name not in _AFTER_REWARD} | _START_SAMPLES
     baselines = _BASELINES if config.baselines else {}
-    return _TO_START | _AFTER_START | baselines | _exams(_EXAM_MODELS | {name: name for name in baselines})
+    return kinds | baselines | _exams(_EXAM_MODELS | {name: name for name in baselines})
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +150,8 @@ def find_shared_stages(cell: Cell, axes: Sequence[Axis]) -> list[SharedStage]:
 
 def _leaves_as_is(axis: Axis, stage: str, kinds: Mapping[str, StageKind]) -> bool:
     """Return whether an option that is varied can change neither a stage nor one before it."""
-    if "run" in axis.sections and not any(axis.option in kind.run_options for kind in kinds.values()):
+    is_known = axis.option in _CELL_OPTIONS or any(axis.option in kind.run_options for kind in kinds.values())
+    if "run" in axis.sections and not is_known:
         return False  # who reads it is not known here
     stages = set(_with_parents(stage, kinds))
     return not any(kinds[name].reads(section, axis.option) for name in stages for section in axis.sections)
@@ -179,7 +192,7 @@ def run_stage(stage: str, config: RunConfig) -> None:
     """Run one stage of the pipeline in the run directory of a configuration."""
     import torch
 
-    from instructgpt import pipeline, pipeline_baselines
+    from instructgpt import pipeline, pipeline_baselines, pipeline_overoptimization
     from instructgpt.train import ppo, pretrain, reward, sft
     from instructgpt.world import World
 
@@ -188,8 +201,10 @@ def run_stage(stage: str, config: RunConfig) -> None:
     exam, model = stages["exam"], stage.removeprefix("exam-")
     if stage == "world":
         pipeline.write_world(config, World(config.seed), exam)
-    elif stage == "pretrain":
-        pretrain.main(stages["pretrain"])
+    elif stage in ("pretrain", "reward_pretrain"):
+        pretrain.main(stages[stage])
+    elif stage == "start_samples":
+        pipeline_overoptimization.make_start_samples(stages[stage], World(config.seed))
     elif stage in ("start", "sft"):
         sft.main(stages[stage])
     elif stage == "candidates":

@@ -19,7 +19,7 @@ from instructgpt.run.directory import read_jsonl_log, read_run_record
 from instructgpt.statistics import intervals
 from instructgpt.sweep.cells import Axis
 
-_DIRECTORIES = {"base": "pretrain"} | {
+_DIRECTORIES = {"base": "pretrain", "reward_base": "reward_pretrain"} | {
     name: name for name in ("start", "reward", "sft", "ppo", "ppo_ptx", "dpo", "public_tasks")
 }
 """Stage directories with validation metrics -> name of the stage in a metric."""
@@ -28,7 +28,9 @@ DEFAULT_CHOICE = {
     "pretrain": "-pretrain:loss/validation",
     "start": "-start:loss/validation",
     "candidates": "reward:validation/accuracy",
+    "reward_pretrain": "reward:validation/accuracy",
     "reward": "reward:validation/accuracy",
+    "start_samples": "",
     "sft": "sft:validation/score",
     "ppo": "ppo:validation/scores",
     "ppo_ptx": "ppo_ptx:validation/scores",
@@ -120,7 +122,7 @@ def resolve_choice(select: str, axes: Sequence[Axis]) -> str:
 
 def compares_reward_models(metric: str, axes: Sequence[Axis]) -> bool:
     """Return whether a metric is a score, and the cells' scores come from different reward models."""
-    upstream = {"run", "pretrain", "start", "candidates", "reward"}
+    upstream = {"run", "pretrain", "start", "candidates", "reward_pretrain", "reward"}
     is_score = "validation/score" in metric
     return is_score and any(section in upstream for axis in axes for section in axis.sections)
 

@@ -133,6 +133,12 @@ class RewardConfig(OptimizerConfig):
     demonstrations: tuple[Path, ...] = Field(
         (), description="demonstrations whose average score becomes 0; default: the best-ranked completions"
     )
+    max_prompts: int = Field(
+        0, ge=0, description="ranked prompts to train on, a random part that larger numbers include; 0: all"
+    )
+    max_completions: int = Field(
+        0, ge=0, description="completions of each ranking to train on, drawn at random; 2: a single comparison; 0: all"
+    )
     epochs: int = Field(1, ge=1, description="passes over the rankings; more than one overfits (section 3.5)")
     batch: int = Field(64, ge=1, description="prompts per optimizer step")
     lr: float = Field(9e-6, gt=0, description="peak learning rate; cosine to a tenth")
@@ -147,6 +153,8 @@ class RewardConfig(OptimizerConfig):
     patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds without an answer before a rank counts as dead")
 
     def ineffective_options(self) -> Iterator[str]:
+        if self.max_completions == 1:
+            yield "--max-completions 1 leaves nothing to compare; use at least 2"
         if self.folds == 1:
             yield "--folds 1 leaves nothing to train on; use at least 2"
         if self.group_shrinkage is not None and not self.groups:

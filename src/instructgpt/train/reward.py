@@ -24,7 +24,9 @@ from instructgpt.data.rankings import (
     LabelerRanks,
     RankedPrompt,
     balanced_labeler_folds,
+    count_labels,
     count_ranking_tokens,
+    subsample_rankings,
 )
 from instructgpt.data.tokenization import tokenize_demonstrations
 from instructgpt.distributed.launch import launch
@@ -99,6 +101,7 @@ def train(config: RewardConfig) -> None:
         "tokens": config.epochs * count_ranking_tokens(training),
         "parameters": count_parameters(reward.model),
         "trained": count_parameters(get_trainable_module(reward.model)),
+        "labels": count_labels(training),
         "validation": metrics,
     }
     if config.folds:
@@ -179,7 +182,14 @@ def load_data(
     """Return training prompts, validation prompts, and the examples whose average score becomes 0."""
     skipped = SkippedLines(config.skip_bad)
     demonstrations = read_all_records(Demonstration, config.demonstrations, skipped, reward.tokenizer.check_prompt)
-    training, validation = load_rankings(config, reward.tokenizer, reward.context, run, skipped)
+    everything, validation = load_rankings(config, reward.tokenizer, reward.context, run, skipped)
+    training = subsample_rankings(everything, config.max_prompts, config.max_completions, config.seed)
+    if not training:
+        raise InputError(f"--max-completions {config.max_completions}: no prompt keeps a decided pair; use more")
+    if config.max_prompts > len(training):
+        run.info(f"--max-prompts {config.max_prompts}: there are only {len(training)} prompts to train on")
+    elif len(training) < len(everything):
+        run.info(f"trains on {len(training)} of {len(everything)} ranked prompts")
     if demonstrations:
         return training, validation, tokenize_demonstrations(demonstrations, reward.tokenizer, reward.context)[0]
     return training, validation, [example for prompt in training for example in top_ranked_examples(prompt)]
