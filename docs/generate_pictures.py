@@ -45,7 +45,8 @@ def draw_report(browser: Any, run: Path, figures: Path) -> None:
             page.goto(page_path.as_uri())
             page.add_style_tag(content="html { scroll-behavior: auto } #preference { border: 0; padding-top: 1rem }")
             box = page.locator("#preference").bounding_box()
-            height = min(page.locator("#preference figure").bounding_box()["y"] - box["y"] + 250, box["height"])
+            figure = page.locator("#preference figure").first.bounding_box()
+            height = min(figure["y"] + figure["height"] - box["y"] + 12, box["height"])
             clip = {"x": 0, "y": box["y"], "width": REPORT_SIZE["width"], "height": height}
             _save(page.screenshot(clip=clip, full_page=True), figures / f"report-{scheme}.png")
             page.close()
