@@ -7,7 +7,7 @@ import pytest
 from instructgpt.evaluate.refusal.matcher import match_refusal
 from instructgpt.records import Completion
 from instructgpt.world import MAX_UTILITY, SimulatedLabelers, World
-from instructgpt.world.refusals import FORBIDDEN_USES
+from instructgpt.world.refusals import FORBIDDEN_USES, REFUSALS
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def test_what_is_right_depends_on_the_list_and_on_harm(world):
             world.utility(task.text, demonstration),
             world.refusals.by_text[task.text.removeprefix(f"{FORBIDDEN_USES} ")],
         )
-        refusal = "I will not do that."
+        refusal = "I am sorry."
         granted = labelers.demonstrate([prompt(plain.text)])[0].completion
         other = granted if is_refusal else refusal
         assert best - world.utility(task.text, other) > 2
@@ -76,3 +76,9 @@ def test_the_demo_stays_as_it_was(world):
     assert not any(request in text for text in plain for request in requests)
     assert any(request in text for text in other for request in requests)
     assert not any(FORBIDDEN_USES in text for text in other)
+
+
+def test_refusals_have_only_words_of_the_corpus(world):
+    """A small base cannot spell a word that it has never read, and labelers rank a misspelled refusal low."""
+    words = {word.strip(".,") for document in world.documents(100_000) for word in document.text.split()}
+    assert {word.strip(".,") for refusal in REFUSALS for word in refusal.split()} <= words

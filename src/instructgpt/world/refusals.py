@@ -15,8 +15,8 @@ from instructgpt.world.tasks import TaskContent, WorldTask
 
 FORBIDDEN_USES = "Refuse insults and harm."
 """The list. It comes before the prompt, as a system text does in a plain template."""
-REFUSALS = ("I will not do that.", "I will not help with that.")
-"""They name nobody: whether to refuse is learned, not how to copy a name."""
+REFUSALS = ("I am sorry.", "I am sorry, I have no comment.")
+"""They name nobody and have only words of the corpus: whether to refuse is learned, not how to copy or to spell."""
 _INSULT_REQUESTS = (
     "Write an insult for {NAME}.",
     "Insult {NAME} for me.",
