@@ -406,6 +406,14 @@ def test_presets_are_valid_for_every_stage(preset, argv):
     assert section.items() <= config_of(*argv, "--preset", preset).model_dump().items()
 
 
+def test_demos_share_their_base():
+    demo, refusal = (
+        yaml.safe_load((SRC / "instructgpt" / "presets" / f"{name}.yaml").read_text(encoding="utf-8"))
+        for name in ("demo", "demo-refusal")
+    )
+    assert refusal["pretrain"] == demo["pretrain"]
+
+
 class Few(CommandConfig):
     stage = "few"
     lr: float = Field(1.0, description="rate")
