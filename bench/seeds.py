@@ -51,7 +51,7 @@ def mean_and_interval(values: Sequence[float], scale: float) -> str:
     if len(values) < 2 or np.ptp(values) == 0:
         return f"{mean:.{digits}f}"
     half = scale * float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-    low, high = (max(0.0, mean - half), min(100.0, mean + half)) if scale == 100 else (mean - half, mean + half)
+    low, high = max(0.0, mean - half), min(100.0 if scale == 100 else float("inf"), mean + half)  # none is negative
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 

@@ -44,7 +44,7 @@ def folder(tmp_path):
     [
         (["la"], ["label"]),
         (["label", "se"], ["serve"]),
-        (["data", ""], ["import", "clean", "split", "stats"]),
+        (["data", ""], ["import", "clean", "mix", "split", "stats"]),
         (["ppo", "--kl"], ["--kl-alarm", "--kl-coef"]),
         (["label", "serve", "--po"], ["--port"]),
         (["ppo", "--ptx-reduction", ""], ["token", "sequence"]),
