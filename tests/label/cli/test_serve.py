@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -35,13 +36,17 @@ def test_serve_creates_a_site_and_stops_gracefully(command, tmp_path, ending, is
     """The link of `label serve` sets up a new site; for one that `label init` made, the link of init still does."""
     init = None if is_new else command("label", "init", "--site", "site").out
     arguments = [sys.executable, "-m", "instructgpt", "label", "serve", "--site", str(tmp_path / "site"), "--port", "0"]
-    with subprocess.Popen(
-        arguments,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={"PYTHONPATH": str(SRC), "PATH": "/usr/bin:/bin"},
-    ) as process:
+    with (
+        subprocess.Popen(
+            arguments,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={"PYTHONPATH": str(SRC), "PATH": "/usr/bin:/bin"},
+        ) as process,
+        ExitStack() as stack,
+    ):
+        stack.callback(process.kill)  # else a failed assertion waits for the server for ever
         assert process.stdout is not None
         address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
         link = process.stdout.readline().rsplit(" ", 1)[-1].strip()
@@ -50,10 +55,10 @@ def test_serve_creates_a_site_and_stops_gracefully(command, tmp_path, ending, is
             link = f"{address}/invite/" + re.search(r"/invite/(\S+)", init)[1]
         with httpx.Client(headers={"Origin": address}) as client:
             assert "Set up the site" in client.get(link).text
-            made = client.post(link, data={"name": "olga", "password": GOOD, "again": GOOD})
-            assert made.status_code == 303
-            assert made.headers["content-security-policy"].startswith("default-src 'none'")
-            assert "server" not in made.headers
+            answer = client.post(link, data={"name": "olga", "password": GOOD, "again": GOOD})
+            assert answer.status_code == 303
+            assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+            assert "server" not in answer.headers
             assert client.get(f"{address}/api/v1/me").json()["role"] == "owner"
         process.send_signal(ending)
         out, err = process.communicate(timeout=30)
