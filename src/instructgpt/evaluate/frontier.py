@@ -15,33 +15,37 @@ from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import fmean, stdev
-from typing import TypeVar
 
 import torch
 
 from instructgpt.evaluate.best_of_n_policy import score_answers
 from instructgpt.evaluate.configs import BestOfNConfig
-from instructgpt.evaluate.inference import EvaluatedModel, generate_answers, sum_completion_logps
+from instructgpt.evaluate.inference import EvaluatedModel
 from instructgpt.evaluate.metrics import preference
+from instructgpt.evaluate.sampled_answers import (
+    START,
+    DistinctAnswers,
+    build_answer,
+    index_distinct,
+    sample_blocks,
+    sample_policy,
+    split_by_prompt,
+)
 from instructgpt.functional import best_of_n_kl_bound, best_of_n_weights, sort_with_tie_means
 from instructgpt.models.policy import pick_device
 from instructgpt.models.reward_model import ScalarModel, load_reward_model
 from instructgpt.records import Cohort, Completion, Prompt, Record, read_records, write_records
 from instructgpt.results import ResultRow
 from instructgpt.run.directory import console
-from instructgpt.sampling.completions import generate
 from instructgpt.statistics.intervals import mean, paired_difference
 from instructgpt.world import SimulatedLabelers, World
 
-_T = TypeVar("_T")
-START = "start"
 MEASURES = ("utility", "heldout", "score")
 """The truth; mean utility to held-out labelers, without noise; and the proxy, the reward model's score."""
 _COHORTS: tuple[Cohort, ...] = ("training", "heldout")
 _SPLITS = ("validation", "test")
 _LABELERS = 3
 """Labelers of each cohort who rank a list of answers."""
-_SAMPLED_PROMPTS_PER_BLOCK = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +97,9 @@ class FrontierInputs:
         return judge_answer
 
 
-class SampledPrompt(Record):
+class SampledPrompt(DistinctAnswers):
     """Samples of the start for one prompt: distinct answers with scores, and which of them each sample is."""
 
-    prompt: str
-    completions: list[str]
-    finishes: list[str]
     scores: list[float]
     samples: list[int]
     tokens: int
@@ -106,8 +107,7 @@ class SampledPrompt(Record):
     def answer(self, sample: int, label: str) -> Completion:
         """Return a sample as an answer of the model `label`."""
         index = self.samples[sample]
-        fields = {"prompt": self.prompt, "completion": self.completions[index], "finish": self.finishes[index]}
-        return Completion.model_validate(fields | {"model": label})
+        return build_answer(self.prompt, self.completions[index], self.finishes[index], label)
 
 
 def sample_start(config: BestOfNConfig, world_seed: int) -> dict[str, Path]:
@@ -132,21 +132,17 @@ def frontier_prompts(config: BestOfNConfig, world: World) -> dict[str, list[str]
 def _sample_prompts(
     model: EvaluatedModel, reward: ScalarModel, prompts: Sequence[str], config: BestOfNConfig
 ) -> Iterator[SampledPrompt]:
-    sampling = {"max_tokens": config.max_tokens, "temperature": 1.0, "per_prompt": config.samples}
-    for first in range(0, len(prompts), _SAMPLED_PROMPTS_PER_BLOCK):
-        block = prompts[first : first + _SAMPLED_PROMPTS_PER_BLOCK]
-        answers = generate_answers(model, block, seed=config.seed + first, **sampling)  # type: ignore[arg-type]
+    for block, answers in sample_blocks(model, prompts, config):
         scores = score_answers(reward, answers)
-        for index, prompt in enumerate(block):
-            part = slice(index * config.samples, (index + 1) * config.samples)
-            yield _collect_samples(model, prompt, answers[part], scores[part])
+        parts = (split_by_prompt(values, config.samples) for values in (answers, scores))
+        for prompt, prompt_answers, prompt_scores in zip(block, *parts, strict=True):
+            yield _collect_samples(model, prompt, prompt_answers, prompt_scores)
 
 
 def _collect_samples(
     model: EvaluatedModel, prompt: str, answers: Sequence[Completion], scores: Sequence[float]
 ) -> SampledPrompt:
-    distinct: dict[tuple[str, str], int] = {}
-    samples = [distinct.setdefault((answer.completion, answer.finish), len(distinct)) for answer in answers]
+    distinct, samples = index_distinct(answers)
     by_index = dict(zip(samples, scores, strict=True))
     encode, record = model.tokenizer.encode_example, Prompt(prompt=prompt)
     lengths = [len(encode(record, text, finished=finish == "stop")) for text, finish in distinct]
@@ -198,33 +194,16 @@ def _measure_points(
     """Sample every policy, the start first, and measure its answers."""
     config, judge = inputs.config, inputs.judge()
     start = EvaluatedModel.load(START, config.policy, inputs.device)
-    records = [Prompt(prompt=prompt) for prompt in inputs.prompts[split]]
     points = []
     for policy in (FrontierPolicy(START, START, Path(config.policy), 0.0), *policies):
         model = EvaluatedModel.load(policy.label, policy.folder, inputs.device)
-        samples = generate(
-            model.lm,
-            model.tokenizer,
-            records,
-            max_tokens=config.max_tokens,
-            seed=config.seed + 1,  # not the samples of best of n
-            per_prompt=config.answers,
-        )
-        examples = [sample.example for sample in samples]
-        logps, start_logps = (sum_completion_logps(lm, examples) for lm in (model.lm, start.lm))
-        fields = {"model": policy.label}
-        answers = [
-            Completion.model_validate(
-                fields | {"prompt": sample.prompt.prompt, "completion": sample.text.strip(), "finish": sample.finish}
-            )
-            for sample in samples
-        ]
+        answers, examples, kl = sample_policy(model, start.lm, inputs.prompts[split], config)
         truths, opinions = zip(*map(judge, answers), strict=True)
         values = {"utility": truths, "heldout": opinions, "score": score_answers(reward, answers)}
-        rows = partial(_by_prompt, size=config.answers)
+        rows = partial(split_by_prompt, size=config.answers)
         point = _Point(policy.method, policy.label, policy.training_flops)
         point.values = {name: rows(list(value)) for name, value in values.items()}
-        point.kl = rows([logp - start_logp for logp, start_logp in zip(logps, start_logps, strict=True)])
+        point.kl = rows(kl)
         point.answers = rows(answers)
         parameters = sum(p.numel() for p in model.lm.parameters())
         point.answer_flops = 2.0 * parameters * fmean(map(len, examples))
@@ -232,20 +211,12 @@ def _measure_points(
     return points
 
 
-def _by_prompt(values: Sequence[_T], size: int) -> list[list[_T]]:
-    return [list(values[first : first + size]) for first in range(0, len(values), size)]
-
-
 def _sample_values(inputs: FrontierInputs, samples: Sequence[SampledPrompt]) -> Iterator[dict[str, torch.Tensor]]:
     """Yield, for each prompt, every measure of every sample, (N,)."""
     judge = inputs.judge()
     for prompt in samples:
         index = torch.tensor(prompt.samples)
-        fields = {"prompt": prompt.prompt, "model": START}
-        judged = [
-            judge(Completion.model_validate(fields | {"completion": text, "finish": finish}))
-            for text, finish in zip(prompt.completions, prompt.finishes, strict=True)
-        ]
+        judged = map(judge, prompt.answers(START))
         table = torch.tensor([[*pair, score] for pair, score in zip(judged, prompt.scores, strict=True)]).double()
         yield dict(zip(MEASURES, table[index].T, strict=True))
 

@@ -11,7 +11,7 @@ same samples. `measure` returns one record a reward model and method, from which
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -23,71 +23,52 @@ from torch import Tensor
 from instructgpt.evaluate.best_of_n_policy import score_answers
 from instructgpt.evaluate.configs import BestOfNConfig, StartSamplesConfig
 from instructgpt.evaluate.frontier import FrontierPolicy, SampledPrompt
-from instructgpt.evaluate.inference import EvaluatedModel, generate_answers, sum_completion_logps
+from instructgpt.evaluate.inference import EvaluatedModel
+from instructgpt.evaluate.sampled_answers import (
+    START,
+    DistinctAnswers,
+    index_distinct,
+    sample_blocks,
+    sample_policy,
+    split_by_prompt,
+)
 from instructgpt.functional import best_of_n_kl, best_of_n_kl_bound, best_of_n_weights, sort_with_tie_means
 from instructgpt.models.policy import pick_device
 from instructgpt.models.reward_model import ScalarModel, load_reward_model
-from instructgpt.records import Completion, Prompt, Record, read_records, write_records
-from instructgpt.sampling.completions import generate
+from instructgpt.records import read_records, write_records
 from instructgpt.world import World
 
 PROMPT_GROUPS = 10
 """Groups of prompts that a measurement is kept for, the clusters of its interval."""
-_PROMPTS_PER_BLOCK = 8
 
 
-class StartSamples(Record):
+class StartSamples(DistinctAnswers):
     """Samples of the start for one prompt: distinct answers with their utility, and which of them each sample is."""
 
-    prompt: str
-    completions: list[str]
-    finishes: list[str]
     utilities: list[float]
     samples: list[int]
-
-    def answers(self) -> list[Completion]:
-        """Return the distinct answers."""
-        pairs = zip(self.completions, self.finishes, strict=True)
-        return [build_start_answer(self.prompt, text, finish) for text, finish in pairs]
-
-
-def build_start_answer(prompt: str, text: str, finish: str) -> Completion:
-    fields = {"prompt": prompt, "completion": text, "finish": finish, "model": "start"}
-    return Completion.model_validate(fields)
 
 
 def sample_start_answers(config: StartSamplesConfig, world: World, out: Path) -> None:
     """Sample the start's answers to test prompts, judge them, and write a line a prompt, unless the file is there."""
     if out.exists():
         return
-    model = EvaluatedModel.load("start", config.policy, pick_device(config.device))
+    model = EvaluatedModel.load(START, config.policy, pick_device(config.device))
     prompts = [prompt.prompt for prompt in world.prompts("test", config.prompts)]
-    write_records(out, _sample_blocks(model, world, prompts, config))
+    write_records(out, _judge_samples(model, world, prompts, config))
 
 
-def _sample_blocks(
+def _judge_samples(
     model: EvaluatedModel, world: World, prompts: Sequence[str], config: StartSamplesConfig
 ) -> Iterator[StartSamples]:
-    for first in range(0, len(prompts), _PROMPTS_PER_BLOCK):
-        block = prompts[first : first + _PROMPTS_PER_BLOCK]
-        answers = generate_answers(
-            model,
-            block,
-            max_tokens=config.max_tokens,
-            seed=config.seed + first,
-            temperature=1.0,
-            per_prompt=config.samples,
-        )
-        for index, prompt in enumerate(block):
-            distinct: dict[tuple[str, str], int] = {}
-            part = answers[index * config.samples : (index + 1) * config.samples]
-            keys = [(answer.completion, answer.finish or "stop") for answer in part]
-            samples = [distinct.setdefault(key, len(distinct)) for key in keys]
+    for block, answers in sample_blocks(model, prompts, config):
+        for prompt, prompt_answers in zip(block, split_by_prompt(answers, config.samples), strict=True):
+            distinct, samples = index_distinct(prompt_answers)
             yield StartSamples(
                 prompt=prompt,
                 completions=[text for text, _ in distinct],
                 finishes=[finish for _, finish in distinct],
-                utilities=[world.utility(prompt, *key) for key in distinct],
+                utilities=[world.utility(prompt, *pair) for pair in distinct],
                 samples=samples,
             )
 
@@ -98,6 +79,14 @@ class StartScores:
 
     utility: Tensor
     score: Tensor
+
+    @classmethod
+    def from_distinct(cls, rows: Iterable[tuple[Sequence[int], Sequence[float], Sequence[float]]]) -> StartScores:
+        """Build them from each prompt's samples, as indices of distinct answers with these utilities and scores."""
+        tables = [
+            torch.tensor([utilities, scores], dtype=torch.float64)[:, samples] for samples, utilities, scores in rows
+        ]
+        return cls(*torch.stack(tables, 1))
 
     @property
     def deviations(self) -> tuple[float, float]:
@@ -114,12 +103,9 @@ class StartScores:
 
 def score_start(reward: ScalarModel, prompts: Sequence[StartSamples]) -> StartScores:
     """Score the start's samples, equal ones once."""
-    utilities, scores = [], []
-    for sampled in prompts:
-        index = torch.tensor(sampled.samples)
-        utilities.append(torch.tensor(sampled.utilities, dtype=torch.float64)[index])
-        scores.append(torch.tensor(score_answers(reward, sampled.answers()), dtype=torch.float64)[index])
-    return StartScores(torch.stack(utilities), torch.stack(scores))
+    return StartScores.from_distinct(
+        (sampled.samples, sampled.utilities, score_answers(reward, sampled.answers(START))) for sampled in prompts
+    )
 
 
 def measure(
@@ -134,7 +120,7 @@ def measure(
     reward = load_reward_model(reward_folder, device)
     samples = read_records(StartSamples, samples_file)
     start = score_start(reward, samples)
-    start_model = EvaluatedModel.load("start", config.policy, device)
+    start_model = EvaluatedModel.load(START, config.policy, device)
     if policies:
         prompts = [sampled.prompt for sampled in samples]
         points = [measure_policy(config, policy, start_model, reward, world, prompts, start) for policy in policies]
@@ -145,15 +131,16 @@ def measure(
 
 def measure_scored_samples(config: BestOfNConfig, world: World) -> dict[str, Any]:
     """Return the same for best of n from the test prompts that `run --baselines` has sampled and scored."""
-    device, utilities, scores = pick_device(config.device), list[Tensor](), list[Tensor]()
-    for sampled in read_records(SampledPrompt, config.out / "test.jsonl"):
-        index = torch.tensor(sampled.samples)
-        pairs = zip(sampled.completions, sampled.finishes, strict=True)
-        truth = [world.utility(sampled.prompt, text, finish) for text, finish in pairs]
-        utilities.append(torch.tensor(truth, dtype=torch.float64)[index])
-        scores.append(torch.tensor(sampled.scores, dtype=torch.float64)[index])
-    start = StartScores(torch.stack(utilities), torch.stack(scores))
-    models = EvaluatedModel.load("start", config.policy, device), load_reward_model(config.reward, device)
+    device = pick_device(config.device)
+    start = StartScores.from_distinct(
+        (
+            sampled.samples,
+            [world.utility(answer.prompt, answer.completion, answer.finish) for answer in sampled.answers(START)],
+            sampled.scores,
+        )
+        for sampled in read_records(SampledPrompt, config.out / "test.jsonl")
+    )
+    models = EvaluatedModel.load(START, config.policy, device), load_reward_model(config.reward, device)
     return _describe(*models, start) | {"points": list(best_of_n_points(start))}
 
 
@@ -197,26 +184,15 @@ def measure_policy(
 ) -> dict[str, Any]:
     """Sample a saved policy on the start's prompts. Return its KL, truth and proxy."""
     model = EvaluatedModel.load(policy.label, policy.folder, start_model.lm.device)
-    samples = generate(
-        model.lm,
-        model.tokenizer,
-        [Prompt(prompt=prompt) for prompt in prompts],
-        max_tokens=config.max_tokens,
-        seed=config.seed + 1,
-        per_prompt=config.answers,
-    )
-    examples = [sample.example for sample in samples]
-    logps, start_logps = (sum_completion_logps(lm, examples) for lm in (model.lm, start_model.lm))
-    answers = [build_start_answer(sample.prompt.prompt, sample.text.strip(), sample.finish) for sample in samples]
+    answers, _, kl = sample_policy(model, start_model.lm, prompts, config)
     scores = torch.tensor(score_answers(reward, answers), dtype=torch.float64)
     utilities = torch.tensor(
-        [world.utility(answer.prompt, answer.completion, answer.finish or "stop") for answer in answers],
+        [world.utility(answer.prompt, answer.completion, answer.finish) for answer in answers],
         dtype=torch.float64,
     )
-    kl = fmean(logp - start_logp for logp, start_logp in zip(logps, start_logps, strict=True))
     shape = (len(prompts), config.answers)
     gains = to_gains(utilities.view(shape).mean(1), scores.view(shape).mean(1), start)
-    return {"policy": policy.label, "kl": max(0.0, kl)} | gains
+    return {"policy": policy.label, "kl": max(0.0, fmean(kl))} | gains
 
 
 def to_gains(utility: Tensor, score: Tensor, start: StartScores) -> dict[str, list[float]]:
