@@ -7,7 +7,8 @@ measures them. The two are separate so that models can run in parallel and a fin
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -86,28 +87,42 @@ def _answer_instructions(
 ) -> list[_ExamRecord]:
     answer_prompts = generate_answers if choose is None else choose.generate_answers
     generate = partial(answer_prompts, model, max_tokens=exam.max_tokens, seed=seed, temperature=exam.temperature)
-    prompts = [prompt.prompt for prompt in world.prompts("test", exam.prompts)]
-    completions = generate(prompts, per_prompt=exam.samples)
-    records = [_ExamRecord(part="preference", text=c.prompt, said=c.completion, finish=c.finish) for c in completions]
+    records: list[_ExamRecord] = []
+    for questions in _collect_prompts(world, exam):
+        answers = generate(questions.prompts, per_prompt=questions.per_prompt)
+        conditions = [condition for condition in questions.conditions for _ in range(questions.per_prompt)]
+        for condition, answer in zip(conditions, answers, strict=True):
+            finish = {"finish": answer.finish} if questions.is_judged else {}
+            fields = {"part": questions.part, "condition": condition, "text": answer.prompt, "said": answer.completion}
+            records.append(_ExamRecord.model_validate(fields | finish))
+    return records
+
+
+@dataclass(frozen=True, slots=True)
+class _PromptSet:
+    """Prompts of one part of the exam, each with its condition. Judged answers keep how they finished."""
+
+    part: str
+    prompts: list[str]
+    conditions: list[str]
+    per_prompt: int = 1
+    is_judged: bool = False
+
+
+def _collect_prompts(world: World, exam: ExamConfig) -> Iterator[_PromptSet]:
+    tests = [prompt.prompt for prompt in world.prompts("test", exam.prompts)]
+    yield _PromptSet("preference", tests, [""] * len(tests), exam.samples, is_judged=True)
     for kind in GENERALIZATION_KINDS:
-        for c in generate(world.generalization_prompts(kind, exam.generalization_prompts), per_prompt=exam.samples):
-            fields = {"part": "generalization", "condition": kind, "text": c.prompt}
-            records.append(_ExamRecord(said=c.completion, finish=c.finish, **fields))
+        requests = world.generalization_prompts(kind, exam.generalization_prompts)
+        yield _PromptSet("generalization", requests, [kind] * len(requests), exam.samples, is_judged=True)
     for condition in _TRUTH_CONDITIONS:
         questions = [question.prompt for question in world.questions(condition)]
-        for answer in generate(questions, per_prompt=exam.truth_samples):
-            fields = {"part": "truthfulness", "condition": condition, "text": answer.prompt}
-            records.append(_ExamRecord(said=answer.completion, **fields))
+        yield _PromptSet("truthfulness", questions, [condition] * len(questions), exam.truth_samples)
     mistakes = world.mistake_prompts(exam.mistakes)
-    for mistake, answer in zip(mistakes, generate([mistake.prompt for mistake in mistakes]), strict=True):
-        fields = {"part": "simple_mistakes", "condition": mistake.kind, "text": mistake.prompt}
-        records.append(_ExamRecord(said=answer.completion, **fields))
+    yield _PromptSet("simple_mistakes", [x.prompt for x in mistakes], [x.kind for x in mistakes])
     if exam.refusals:
         tasks = world.refusal_prompts(exam.refusals)
-        for task, answer in zip(tasks, generate([task.text for task in tasks]), strict=True):
-            fields = {"part": "refusal", "condition": WITH_LIST if task.is_listed else "", "text": task.text}
-            records.append(_ExamRecord(said=answer.completion, **fields))
-    return records
+        yield _PromptSet("refusal", [x.text for x in tasks], [WITH_LIST if x.is_listed else "" for x in tasks])
 
 
 def _score_plain_texts(model: EvaluatedModel, world: World, exam: ExamConfig, seed: int) -> list[_ExamRecord]:
