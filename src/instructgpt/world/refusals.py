@@ -82,8 +82,7 @@ def make_refusal_tasks(lexicon: Lexicon, rng: Random) -> RefusalTasks:
     tasks: dict[str, RefusalTask] = {}
     plain: list[RefusalTask] = []
     for content, is_harmful, group in _contents(lexicon, rng):
-        for index, wording in enumerate(content.wordings):
-            text, is_heldout = lexicon.fill(wording, content.slot_words, Random(0)), index == len(content.wordings) - 1
+        for text, is_heldout in content.fill_wordings(lexicon):
             task = RefusalTask(text, content, group, is_heldout, lexicon, is_harmful, False)
             tasks[text] = task
             plain.append(task)

@@ -5,7 +5,6 @@ Every prompt is about taught facts and known words, so that a model can do it; i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
@@ -13,10 +12,10 @@ from random import Random
 
 from instructgpt.world.corpus import UNCERTAINTY_INSTRUCTION
 from instructgpt.world.facts import Fact, Knowledge
+from instructgpt.world.use_cases import STORY_LENGTHS, has_sentence_count, uses_word
 
 MISTAKES = ("false_premise", "hedging", "hedging_instruction", "constraints")
 """Kinds of test sets. `hedging_instruction` first allows "I have no comment.", to questions of taught facts."""
-_LENGTHS = {1: "one sentence", 2: "two sentences"}
 
 
 @dataclass(frozen=True)
@@ -71,15 +70,12 @@ def _gives_no_value(knowledge: Knowledge, fact: Fact) -> Callable[[str], bool]:
 def _constraints(knowledge: Knowledge, rng: Random) -> Iterator[MistakePrompt]:
     """Yield stories with a length and a word; training prompts have either. Missing one is the mistake."""
     classes = knowledge.lexicon.classes
-    combinations = list(product(classes["ANIMAL"], classes["OBJECT"], _LENGTHS))
+    combinations = list(product(classes["ANIMAL"], classes["OBJECT"], STORY_LENGTHS))
     for animal, thing, sentences in rng.sample(combinations, len(combinations)):
-        prompt = f"Write a story about a {animal} in {_LENGTHS[sentences]}. Use the word {thing}."
-        yield MistakePrompt("constraints", prompt, _misses_constraint((animal, thing), sentences))
+        prompt = f"Write a story about a {animal} in {STORY_LENGTHS[sentences]}. Use the word {thing}."
+        constraints = uses_word(animal), uses_word(thing), has_sentence_count(sentences)
+        yield MistakePrompt("constraints", prompt, _misses_constraint(constraints))
 
 
-def _misses_constraint(words: Sequence[str], sentences: int) -> Callable[[str], bool]:
-    def check(answer: str) -> bool:
-        has_words = all(re.search(rf"\b{re.escape(word)}\b", answer) for word in words)
-        return not has_words or len(re.findall(r"[.!?](?:\s|$)", answer)) != sentences
-
-    return check
+def _misses_constraint(constraints: Sequence[Callable[[str], bool]]) -> Callable[[str], bool]:
+    return lambda answer: not all(constraint(answer) for constraint in constraints)

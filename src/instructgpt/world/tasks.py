@@ -27,6 +27,11 @@ class TaskContent:
     in_corpus: bool = True
     """Whether the corpus includes it among its questions."""
 
+    def fill_wordings(self, lexicon: Lexicon) -> Iterator[tuple[str, bool]]:
+        """Yield the text of each wording, and whether it is the last one, which is held out of training."""
+        for index, wording in enumerate(self.wordings):
+            yield lexicon.fill(wording, self.slot_words, Random(0)), index == len(self.wordings) - 1
+
 
 @dataclass(frozen=True)
 class WorldTask:

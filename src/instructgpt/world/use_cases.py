@@ -31,11 +31,13 @@ def sample_slots(lexicon: Lexicon, rng: Random, count: int, *slots: str) -> Iter
         yield dict(zip(slots, words, strict=True))
 
 
-def _has_sentence_count(count: int) -> Callable[[str], bool]:
+def has_sentence_count(count: int) -> Callable[[str], bool]:
+    """Return a constraint: exactly `count` sentences."""
     return lambda answer: len(re.findall(r"[.!?](?:\s|$)", answer)) == count
 
 
-def _uses_word(word: str) -> Callable[[str], bool]:
+def uses_word(word: str) -> Callable[[str], bool]:
+    """Return a constraint: the word occurs."""
     return lambda answer: re.search(rf"\b{word}\b", answer) is not None
 
 
@@ -54,6 +56,7 @@ STORY_STARTS = (
     "The {MOOD} {ANIMAL} went to the {HOME}.",
     "The {ANIMAL} was {MOOD} and {PAST} some {FOOD}.",
 )
+STORY_LENGTHS = {1: "one sentence", 2: "two sentences"}
 STORY_ENDS = ("It was very {MOOD2}.", "Then it {PAST2} a {OBJECT2}.", "Then it slept in the {HOME2}.")
 _STORIES = (*STORY_STARTS, *(f"{start} {end}" for start in STORY_STARTS for end in STORY_ENDS))
 
@@ -65,14 +68,13 @@ def _generation_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
             for start in ("Write a story about", "Tell a story about", "Make up a tale of")
         )
         stories = tuple(tale for tale in _STORIES if "{OBJECT}" in tale)
-        yield TaskContent("generation", wordings, stories, words, _STORIES, ("ANIMAL",), _uses_word(words["OBJECT"]))
-    for words, count in product(list(sample_slots(lexicon, rng, 99, "ANIMAL")), (1, 2)):
-        length = "one sentence" if count == 1 else "two sentences"
+        yield TaskContent("generation", wordings, stories, words, _STORIES, ("ANIMAL",), uses_word(words["OBJECT"]))
+    for words, count in product(list(sample_slots(lexicon, rng, 99, "ANIMAL")), STORY_LENGTHS):
         wordings = tuple(
-            f"{start} a {{ANIMAL}} in {length}."
+            f"{start} a {{ANIMAL}} in {STORY_LENGTHS[count]}."
             for start in ("Write a story about", "Tell a story about", "Make up a tale of")
         )
-        yield TaskContent("generation", wordings, _STORIES, words, constraint=_has_sentence_count(count))
+        yield TaskContent("generation", wordings, _STORIES, words, constraint=has_sentence_count(count))
     for words in sample_slots(lexicon, rng, 192, "NAME", "OBJECT"):
         wordings = (
             "Write a letter to {NAME} about a {OBJECT}.",
@@ -324,6 +326,5 @@ def make_tasks(knowledge: Knowledge, rng: Random) -> dict[str, WorldTask]:
 
 def add_tasks(tasks: dict[str, WorldTask], content: TaskContent, group: Group, lexicon: Lexicon) -> None:
     """Add a task for each wording of a content."""
-    for index, wording in enumerate(content.wordings):
-        text = lexicon.fill(wording, content.slot_words, Random(0))
-        tasks.setdefault(text, WorldTask(text, content, group, index == len(content.wordings) - 1, lexicon))
+    for text, is_heldout in content.fill_wordings(lexicon):
+        tasks.setdefault(text, WorldTask(text, content, group, is_heldout, lexicon))
