@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.optimize import minimize_scalar
 
 from instructgpt.statistics.arrays import FloatArray
 
@@ -119,7 +120,7 @@ def project(form: str, d: ArrayLike, rows: ArrayLike) -> FloatArray:
 
 
 def _search(curve: CurveForm, d: FloatArray, y: FloatArray) -> tuple[float, float]:
-    """Return amplitude and shape with the least squares: a grid over log shape, then golden section in between."""
+    """Return amplitude and shape with the least squares: a grid over log shape, then Brent's method in between."""
     low, high = (math.log(end) for end in curve.shape or (1.0, 1.0))
 
     def amplitude(log_shape: float) -> float:
@@ -133,17 +134,8 @@ def _search(curve: CurveForm, d: FloatArray, y: FloatArray) -> tuple[float, floa
     grid = np.linspace(low, high, 60)
     best = int(np.argmin([squares(point) for point in grid]))
     ends = (grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)])
-    log_shape = minimize_golden(squares, *ends)
+    log_shape = float(minimize_scalar(squares, bounds=ends, method="bounded", options={"xatol": 1e-9}).x)
     return amplitude(log_shape), math.exp(log_shape)
-
-
-def minimize_golden(function: Callable[[float], float], low: float, high: float, steps: int = 50) -> float:
-    """Return where a function with one minimum between two ends is least, by golden-section search (Kiefer 1953)."""
-    ratio = (math.sqrt(5) - 1) / 2
-    for _ in range(steps):
-        inner, outer = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (low, outer) if function(inner) < function(outer) else (inner, high)
-    return (low + high) / 2
 
 
 def find_peak(form: str, alpha: float, beta: float) -> tuple[float, float] | None:
