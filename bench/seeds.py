@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from instructgpt.report.findings import check_findings
 from instructgpt.report.naming import NON_PERCENT_METRICS, condition_name, metric_name, model_name
 from instructgpt.report.results import Results
 from instructgpt.results import ResultRow, read_result_rows
 from instructgpt.run.directory import read_run_record
+from instructgpt.statistics import intervals
 
 MODELS = ("base", "prompted", "sft", "ppo", "ppo_ptx")
 NUMBERS = (
@@ -46,13 +46,13 @@ REWARD_NUMBERS = (("pair_accuracy", "training"), ("pair_accuracy", "heldout"), (
 
 
 def mean_and_interval(values: Sequence[float], scale: float) -> str:
-    """Format the mean and Student's t interval of it over seeds."""
-    mean, digits = scale * float(np.mean(values)), 1 if scale == 100 else 2
-    if len(values) < 2 or np.ptp(values) == 0:
-        return f"{mean:.{digits}f}"
-    half = scale * float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-    low, high = max(0.0, mean - half), min(100.0 if scale == 100 else float("inf"), mean + half)  # none is negative
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    """Format the mean and Student's t interval of it over seeds; no number here is negative."""
+    estimate, digits = intervals.mean(scale * np.asarray(values), range(len(values))), 1 if scale == 100 else 2
+    text = f"{estimate.value:.{digits}f}"
+    if estimate.low is None or estimate.high is None:
+        return text
+    low, high = max(0.0, estimate.low), min(100.0 if scale == 100 else float("inf"), estimate.high)
+    return f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def table_lines(runs: Sequence[Results]) -> Iterator[str]:
