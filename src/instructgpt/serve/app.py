@@ -184,15 +184,14 @@ async def _generate(request: Request, fields_class: type[GenerationFields]) -> R
 
 async def _refuse(request: Request, guarded: GuardedRequest, model: str) -> Response:
     """Answer a prompt that a guard blocks, in the form that was asked for. The model does not see it."""
-    if guarded.body.get("store") is True:
-        await _state(request).storage.leave_out_filtered()
+    await _keep(request, (), guarded)
     if guarded.body.get("stream"):
         return StreamingResponse(guarded.refused_stream(model), media_type="text/event-stream", headers=_STREAM_HEADERS)
     return JSONResponse(guarded.refused_answer(model))
 
 
 async def _keep(request: Request, requests: Sequence[StoredRequest], guarded: GuardedRequest | None) -> None:
-    """Keep what may be kept; an answer with a blocked completion is only counted."""
+    """Keep what may be kept; a request with a blocked prompt or completion is only counted, once."""
     storage = _state(request).storage
     if guarded is not None and guarded.has_blocked:
         if guarded.body.get("store") is True and not guarded.is_left_out:

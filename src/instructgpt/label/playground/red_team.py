@@ -38,14 +38,13 @@ def send_attempt(
     if not _active_slots.acquire(blocking=False):
         raise SiteError(429, "playground_busy", retry_after=_RETRY_AFTER_S)
     try:
-        seed = secrets.randbits(31)
-        model, answer = asyncio.run(_ask(playground, text, seed))
+        sampling = {"temperature": 1.0, "max_tokens": _MAX_TOKENS, "seed": secrets.randbits(31)}
+        model, answer = asyncio.run(_ask(playground, text, sampling))
     except ModelEndpointError as error:
         raise SiteError(502, "endpoint_failed", reason=error.summary) from error
     finally:
         _active_slots.release()
     fields: dict[str, Any] = {"failure": failure, "model": model, "checkpoint": answer.checkpoint, "prompt": text}
-    sampling = {"temperature": 1.0, "max_tokens": _MAX_TOKENS, "seed": seed}
     fields |= {"completion": answer.text.replace("\x00", ""), "finish": answer.finish or "stop", "sampling": sampling}
 
     def store(db: Session) -> AttemptView:
@@ -55,9 +54,8 @@ def send_attempt(
     return site.database.write_with_retry(store)
 
 
-async def _ask(playground: Playground, text: str, seed: int) -> tuple[str, Delta]:
+async def _ask(playground: Playground, text: str, sampling: dict[str, Any]) -> tuple[str, Delta]:
     model = secrets.choice(await playground.list_offered_models())
-    sampling = {"temperature": 1.0, "max_tokens": _MAX_TOKENS, "seed": seed}
     async with playground.endpoint.client() as client:
         messages = [{"role": "user", "content": text}]
         return model, await playground.endpoint.complete_chat(client, model, messages, sampling)

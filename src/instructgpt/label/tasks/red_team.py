@@ -33,6 +33,10 @@ class AttemptView(BaseModel):
     finish: str
     success: bool | None
 
+    @classmethod
+    def from_row(cls, attempt: RedTeamAttempt) -> AttemptView:
+        return cls.model_validate(attempt, from_attributes=True)
+
 
 def get_failure_kind(brief: Mapping[str, Any] | None) -> FailureKind | None:
     """Return the kind of failure that a task is about; None for ordinary tasks."""
@@ -44,7 +48,7 @@ def list_attempts(db: Session, assignment_id: str) -> list[AttemptView]:
     """Return the attempts of an assignment, oldest first."""
     statement = select(RedTeamAttempt).where(RedTeamAttempt.assignment_id == assignment_id)
     rows = db.scalars(statement.where(RedTeamAttempt.withdrawn_at.is_(None)).order_by(RedTeamAttempt.id))
-    return [AttemptView.model_validate(row, from_attributes=True) for row in rows]
+    return [AttemptView.from_row(row) for row in rows]
 
 
 def check_attempt(db: Session, person: Person, assignment_id: str, text: str) -> FailureKind:
@@ -82,10 +86,10 @@ def add_attempt(db: Session, assignment: Assignment, attempt: RedTeamAttempt) ->
     _check_count(db, locked)
     db.add(attempt)
     db.flush()
-    return AttemptView.model_validate(attempt, from_attributes=True)
+    return AttemptView.from_row(attempt)
 
 
-def judge_attempt(db: Session, person: Person, attempt_id: str, success: bool, now_ms: int) -> RedTeamAttempt:
+def judge_attempt(db: Session, person: Person, attempt_id: str, success: bool, now_ms: int) -> AttemptView:
     """Record whether the model failed as stated; raise SiteError 404 for the attempts of others."""
     attempt = db.get(RedTeamAttempt, attempt_id)
     if attempt is None or attempt.withdrawn_at is not None:
@@ -93,7 +97,7 @@ def judge_attempt(db: Session, person: Person, attempt_id: str, success: bool, n
     get_own_assignment(db, person, attempt.assignment_id)
     attempt.success, attempt.judged_at = success, now_ms
     db.flush()
-    return attempt
+    return AttemptView.from_row(attempt)
 
 
 def check_judged(db: Session, assignment: Assignment, text: str) -> None:

@@ -29,6 +29,7 @@ from instructgpt.label.tasks.forms import (
     tier_ranks,
 )
 from instructgpt.label.tasks.ingest import text_hash
+from instructgpt.label.tasks.red_team import get_failure_kind
 
 _REVIEW_COLUMNS = ("use_case", "personal_data", "sensitive", "labels", "rejected")
 _CHUNK_SIZE = 2000
@@ -69,7 +70,7 @@ def _build_prompt_row(submission: Submission, assignment: Assignment, task: Task
     return PromptRow(
         text=text,
         text_hash=text_hash(text),
-        source="red_team" if (task.brief or {}).get("red_team") else f"labeler_{form.form}",
+        source="red_team" if get_failure_kind(task.brief) else f"labeler_{form.form}",
         use_case=form.use_case,
         sensitive=form.sensitive,
         author_id=assignment.person_id,

@@ -32,43 +32,32 @@ _UNREADABLE_NAMES = frozenset(
 )
 
 
-def collect_texts(value: Any) -> Iterator[str]:
-    """Yield all texts of a request's fields, whatever their nesting.
+def collect_texts(value: Any, *, allows_unreadable: bool = False) -> Iterator[str]:
+    """Yield all texts of a request's or an answer's fields, whatever their nesting.
 
     Raises:
-        APIError: there are images, sounds or files, which guards cannot read.
+        APIError: there are images, sounds or files, which guards cannot read, unless they are allowed.
     """
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for name, item in value.items():
-            if name in _UNREADABLE_NAMES and item:
+            if name in _UNREADABLE_NAMES and item and not allows_unreadable:
                 raise invalid_field(str(name), "the guards of this server read text only", "unreadable_content")
             if name not in _UNREAD_NAMES:
-                yield from collect_texts(item)
+                yield from collect_texts(item, allows_unreadable=allows_unreadable)
     elif isinstance(value, list):
         for item in value:
-            yield from collect_texts(item)
+            yield from collect_texts(item, allows_unreadable=allows_unreadable)
 
 
 def completion_text(choice: Mapping[str, Any]) -> str:
     """Return all that a choice, or its part in a chunk, says: text, reasoning, arguments of tools."""
     turn = choice.get("message") or choice.get("delta")
     if isinstance(turn, Mapping):
-        return "".join(_strings({name: item for name, item in turn.items() if name != "audio"}))
+        fields = {name: item for name, item in turn.items() if name != "audio"}
+        return "".join(collect_texts(fields, allows_unreadable=True))
     return str(choice.get("text") or "")
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            if name not in _UNREAD_NAMES:
-                yield from _strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
 
 
 @dataclass(slots=True)
@@ -98,7 +87,8 @@ class GuardedRequest:
         prompt = self.body.get("prompt")
         if isinstance(prompt, list) and not all(isinstance(item, str) for item in prompt):
             raise invalid_field("prompt", "the guards of this server read texts, not token ids", "unreadable_content")
-        return await self.guards.is_prompt_blocked(list(collect_texts(self.body)), self.use_case)
+        self.has_blocked = await self.guards.is_prompt_blocked(list(collect_texts(self.body)), self.use_case)
+        return self.has_blocked
 
     @property
     def num_choices(self) -> int:
@@ -119,7 +109,7 @@ class GuardedRequest:
             try:
                 return {"messages": [turn.model_dump() for turn in parse_messages(rows)]}
             except APIError:  # turns of tools and the like, which another server reads
-                return {"prompt": "\n\n".join(_strings(rows)) or " "}
+                return {"prompt": "\n\n".join(collect_texts(rows, allows_unreadable=True)) or " "}
         prompt = self.body.get("prompt")
         texts = prompt if isinstance(prompt, list) else [prompt]
         text = texts[index * len(texts) // max(1, self.num_choices)] if texts else ""
@@ -135,14 +125,12 @@ class GuardedRequest:
 
     def refused_answer(self, model: str) -> dict[str, Any]:
         """Return the whole answer to a prompt that does not reach the model."""
-        self.has_blocked = True
         choices = [self._blocked_choice({"index": index}) for index in range(self.num_choices)]
         return self._head(model, "chat.completion") | {"choices": choices, "usage": _NO_USAGE}
 
     async def refused_stream(self, model: str) -> AsyncIterator[bytes]:
         """Yield the stream for a prompt that does not reach the model."""
         head = self._head(model, "chat.completion.chunk")
-        self.has_blocked = True
         for index in range(self.num_choices):
             if self.is_chat:
                 delta = {"role": "assistant", "content": ""}

@@ -44,7 +44,5 @@ def judge_attempt_endpoint(
     """Say whether the model failed. It may be said again: the last word counts."""
     user, now_ms = principal.user, current_time_ms()
     return get_site(request).database.write_with_retry(
-        lambda db: AttemptView.model_validate(
-            judge_attempt(db, user, attempt_id, body.success, now_ms), from_attributes=True
-        )
+        lambda db: judge_attempt(db, user, attempt_id, body.success, now_ms)
     )

@@ -39,7 +39,7 @@ def judge_attempt_from_form(
     """Record the labeler's verdict on an answer; the form's fields become the draft."""
     site, user, now_ms = get_site(request), principal.user, current_time_ms()
     success = dict(posted).get("success") == "true"
-    site.database.write_with_retry(lambda db: judge_attempt(db, user, attempt_id, success, now_ms).assignment_id)
+    site.database.write_with_retry(lambda db: judge_attempt(db, user, attempt_id, success, now_ms))
     _keep_fields(site, user, assignment_id, [row for row in posted if row[0] != "success"])
     return redirect(f"/tasks/{assignment_id}#attempts")
 
