@@ -70,13 +70,13 @@ from instructgpt.stage_configs import (
     RoundEvaluationConfig,
     build_stage_configs,
     check_rounds_extend,
+    find_labeler_noise,
     get_input_files,
     get_world_files,
     has_new_rounds,
 )
 from instructgpt.train import ppo, pretrain, reward, sft
 from instructgpt.world import SimulatedLabelers, World
-from instructgpt.world.labelers import LABELER_NOISE
 
 _BASELINES = {"base": "base", "prompted": "base", "sft": "sft"}
 """Evaluated models besides the policies, by directory; `prompted` is the base with answered prompts before each prompt.
@@ -296,7 +296,7 @@ def build_labelers(
     if config.through_site:
         return SiteLabelers(config.out / "site", world, cohort, config.labelers, config.seed, purpose, round_name)
     seed = config.seed if seed is None else seed
-    noise = LABELER_NOISE if config.labeler_noise is None else config.labeler_noise
+    noise = find_labeler_noise(config)
     return SimulatedLabelers(world, cohort, per_prompt=config.labelers, seed=seed, noise=noise)
 
 

@@ -19,12 +19,11 @@ from instructgpt.pipeline_baselines import list_policies
 from instructgpt.results import ResultRow
 from instructgpt.run.configs import RunConfig
 from instructgpt.run.directory import RunDirectory, console, read_run_record
-from instructgpt.stage_configs import Round
+from instructgpt.stage_configs import Round, find_labeler_noise
 from instructgpt.statistics.intervals import mean
 from instructgpt.train import ppo
 from instructgpt.train.configs import PPOConfig
 from instructgpt.world import World
-from instructgpt.world.labelers import LABELER_NOISE
 
 _SAMPLES = "samples.jsonl"
 _POLICY_OPTIONS = ("kl_coef", "ptx_coef", "episodes", "lr")
@@ -76,12 +75,14 @@ def write_measurement(
 
 def describe_cell(config: RunConfig, round_: Round, policies: Sequence[PPOConfig]) -> dict[str, Any]:
     """Return what a measurement depends on besides the seed. `policies`: those that it is of; none for best of n."""
-    reward = read_run_record(round_.reward.out) or {}
-    noise = LABELER_NOISE if config.labeler_noise is None else config.labeler_noise
-    cell: dict[str, Any] = {"labels": reward.get("labels", {}), "labeler_noise": noise, "labelers": config.labelers}
-    trunk = read_run_record(Path(round_.reward.base)) or {}
-    cell |= {"trunk_tokens": trunk.get("config", {}).get("tokens")}
-    cell |= {"reward_accuracy": reward.get("validation", {}).get("validation/accuracy")}
+    reward, trunk = (read_run_record(Path(folder)) or {} for folder in (round_.reward.out, round_.reward.base))
+    cell: dict[str, Any] = {
+        "labels": reward.get("labels", {}),
+        "labeler_noise": find_labeler_noise(config),
+        "labelers": config.labelers,
+        "trunk_tokens": trunk.get("config", {}).get("tokens"),
+        "reward_accuracy": reward.get("validation", {}).get("validation/accuracy"),
+    }
     cell |= {f"reward_{name}": getattr(round_.reward, name) for name in _REWARD_OPTIONS}
     for policy in policies:
         cell |= {name: getattr(policy, name) for name in _POLICY_OPTIONS if name != "ptx_coef" or policy.pretraining}

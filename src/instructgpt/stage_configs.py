@@ -17,6 +17,7 @@ from instructgpt.run.configs import RunConfig
 from instructgpt.run.directory import read_run_record
 from instructgpt.run.rounds import control_directory_name, round_directory_name
 from instructgpt.train.configs import DPOConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from instructgpt.world.labelers import LABELER_NOISE
 
 POLICIES = ("ppo", "ppo_ptx")
 BEST_POLICY = "ppo_ptx"
@@ -184,6 +185,11 @@ def find_reward_base(config: RunConfig) -> str:
     return config.base or str(config.out / "base")
 
 
+def find_labeler_noise(config: RunConfig) -> float:
+    """Return the standard deviation of simulated labelers' noise on an answer's utility."""
+    return LABELER_NOISE if config.labeler_noise is None else config.labeler_noise
+
+
 def build_reward_pretraining(config: RunConfig) -> PretrainConfig:
     """Return the config of the reward model's own trunk: as the base where its section says nothing else.
 
@@ -201,7 +207,7 @@ def build_reward_pretraining(config: RunConfig) -> PretrainConfig:
 
 def build_start_samples(config: RunConfig, round_: Round) -> StartSamplesConfig:
     """Return the config of the start's samples that --overoptimization measures with, as long as PPO's."""
-    length = round_.policies.get("ppo", build_policy_stage(config, "ppo", config.out, [round_.ppo_prompts])).max_tokens
+    length = build_policy_stage(config, "ppo", config.out, [round_.ppo_prompts]).max_tokens
     settings = {"policy": str(config.out / "start"), "max_tokens": length}
     stage: StartSamplesConfig = build_section(
         config, StartSamplesConfig, "start_samples", config.out / "start_samples", settings

@@ -194,11 +194,12 @@ def _forecast_world(
     mean_k = (round_.candidates.least + _LARGEST_K) / 2
     ranked = mean_k * (config.ranking_prompts + _VALIDATION_PROMPTS)
     ranked_prompts = min(round(0.9 * config.ranking_prompts), round_.reward.max_prompts or config.ranking_prompts)
+    demonstrations = round(0.9 * config.demonstration_prompts)
     k_share = min(mean_k, round_.reward.max_completions or mean_k) / _PLANNED_COMPLETIONS
     forecasts = {
         "world": StageForecast(0.0),
         "pretrain": planned(stages["pretrain"], 0),
-        "start": planned(stages["start"], round(0.9 * config.demonstration_prompts)),
+        "start": planned(stages["start"], demonstrations),
         "candidates": StageForecast(sampled(ranked, completion)),
         "reward": planned(round_.reward, ranked_prompts, k_share, speeds[1][0]),
     }
@@ -208,7 +209,7 @@ def _forecast_world(
     if config.overoptimization:
         count = stages["start_samples"].prompts * stages["start_samples"].samples
         return forecasts | {"start_samples": StageForecast(sampled(count, completion))}
-    forecasts["sft"] = planned(stages["sft"], round(0.9 * config.demonstration_prompts))
+    forecasts["sft"] = planned(stages["sft"], demonstrations)
     return forecasts | _forecast_exams(config, stages["exam"], completion, sampled)
 
 
