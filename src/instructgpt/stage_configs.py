@@ -272,7 +272,7 @@ def build_round(config: RunConfig, earlier: Sequence[Round], name: str) -> Round
     """Return the round after `earlier`."""
     folder = config.out / name
     rankings, ppo_prompts = folder / "rankings" / "rankings.jsonl", folder / "prompts" / "ppo.jsonl"
-    reward_base, reward_rankings = find_reward_base(config), [*(each.rankings for each in earlier), rankings]
+    reward_base, reward_rankings = find_reward_base(config), [*(round_.rankings for round_ in earlier), rankings]
     if earlier and config.round_reward == "continued":
         reward_base = str(earlier[-1].reward.out)
     if config.round_reward != "all":

@@ -15,8 +15,8 @@ def estimate(value, low=None, high=None, n=0):
     return {"value": value, "low": low, "high": high, "n": n, "caution": ""}
 
 
-def entry(labelers, shared, own, gain, verdict):
-    return {"labelers": labelers, "shrinkage": 0.1, "shared": shared, "conditioned": own, "gain": gain} | {
+def entry(labelers, shared, conditioned, gain, verdict):
+    return {"labelers": labelers, "shrinkage": 0.1, "shared": shared, "conditioned": conditioned, "gain": gain} | {
         "verdict": verdict
     }
 

@@ -3,7 +3,7 @@
 import langchain_openai
 import openai
 import pytest
-from support.serving import run_endpoint, run_upstream
+from support.serving import run_endpoint_as
 
 KEY = "sk-none"
 
@@ -11,12 +11,8 @@ KEY = "sk-none"
 @pytest.fixture(scope="module", params=["own models", "upstream"])
 def endpoint(request, save):
     """Our own models, and a second endpoint in front of the first."""
-    with run_endpoint({"policy": save("llama"), "sft": save("gpt2", "chat")}) as running:
-        if request.param == "own models":
-            yield running
-        else:
-            with run_upstream(running.url) as front:
-                yield front
+    with run_endpoint_as(request.param, {"policy": save("llama"), "sft": save("gpt2", "chat")}) as (front, _):
+        yield front
 
 
 @pytest.fixture(scope="module")

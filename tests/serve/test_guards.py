@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import openai
 import pytest
 from support.endpoint import serving
-from support.serving import run_endpoint, run_upstream
+from support.serving import run_endpoint_as, run_upstream
 
 from instructgpt.serve.app import EndpointState
 from instructgpt.serve.guard.checking import GuardSet
@@ -29,13 +29,9 @@ BEHIND = {}
 
 @pytest.fixture(scope="module", params=["own models", "upstream"])
 def endpoint(request, save):
-    with run_endpoint({"policy": save("llama")}) as running:
-        if request.param == "own models":
-            yield running
-        else:
-            with run_upstream(running.url) as front:
-                BEHIND[front.url] = running
-                yield front
+    with run_endpoint_as(request.param, {"policy": save("llama")}) as (front, running):
+        BEHIND[front.url] = running
+        yield front
 
 
 @pytest.fixture
@@ -68,7 +64,7 @@ def counts(guards):
 
 
 def num_sampled(endpoint):
-    return BEHIND.get(endpoint.url, endpoint).state.models["policy"].engine.stats.requests
+    return BEHIND[endpoint.url].state.models["policy"].engine.stats.requests
 
 
 def stream_chat(client, **fields):
@@ -302,12 +298,12 @@ def test_cuts_of_the_network_change_nothing(make_guards, seed):
         chunks = [json.loads(data) for data in datas]
         return [[x for x in chunks if x["choices"][0]["index"] == index] for index in (0, 1)]
 
-    for own in filtered("sharks"):
-        assert [x["choices"][0]["finish_reason"] for x in own][-1] == "content_filter"
-        assert "shark" not in text_of(own)
-    for own, finish in zip(filtered("whales"), ("length", "stop"), strict=True):
-        assert text_of(own) == "".join(f"{text}é " for text in DELTAS)
-        assert own[-1]["choices"][0]["finish_reason"] == finish
+    for chunks in filtered("sharks"):
+        assert [x["choices"][0]["finish_reason"] for x in chunks][-1] == "content_filter"
+        assert "shark" not in text_of(chunks)
+    for chunks, finish in zip(filtered("whales"), ("length", "stop"), strict=True):
+        assert text_of(chunks) == "".join(f"{text}é " for text in DELTAS)
+        assert chunks[-1]["choices"][0]["finish_reason"] == finish
 
 
 def test_images_are_refused_where_prompts_are_read(make_guards):

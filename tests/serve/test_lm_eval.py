@@ -8,7 +8,7 @@ import lm_eval.tasks
 import pytest
 from conftest import CONTEXT, CPU
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
-from support.serving import run_endpoint, run_upstream
+from support.serving import run_endpoint_as
 
 from instructgpt.evaluate.cache import ResultCache
 from instructgpt.evaluate.inference import EvaluatedModel
@@ -39,12 +39,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["own models", "upstream"])
 def endpoint(request, save):
-    with run_endpoint({"policy": save("llama")}) as running:
-        if request.param == "own models":
-            yield running
-        else:
-            with run_upstream(running.url) as front:
-                yield front
+    with run_endpoint_as(request.param, {"policy": save("llama")}) as (front, _):
+        yield front
 
 
 def measure(folder, model):

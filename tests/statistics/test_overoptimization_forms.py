@@ -31,8 +31,8 @@ def test_forms_at_points_worked_by_hand():
     assert FORMS["saturating"].basis(d, 1.0)[:, 0] * 3 == pytest.approx([0, 3 * (1 - 1 / math.e), 2.80209], abs=1e-4)
     # k rounds of d / k each: k (d/k) (alpha - beta log(d/k))
     rounds = [4, 4, 4]
-    each = d / 4 * (2 - 0.5 * np.log(np.maximum(d, 1e-9) / 4))
-    assert basis_log(d, rounds) @ [2, 0.5] == pytest.approx(4 * each, abs=1e-7)
+    one_round = d / 4 * (2 - 0.5 * np.log(np.maximum(d, 1e-9) / 4))
+    assert basis_log(d, rounds) @ [2, 0.5] == pytest.approx(4 * one_round, abs=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -98,10 +98,10 @@ def test_least_squares_is_that_of_scipy():
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=12), rng.normal(size=12)
     slope = fit_least_squares(np.stack([np.ones(12), x], 1), y).estimate([0, 1])
-    known = stats.linregress(x, y)
-    margin = stats.t.ppf(0.975, 10) * known.stderr
+    reference = stats.linregress(x, y)
+    margin = stats.t.ppf(0.975, 10) * reference.stderr
     assert (slope.value, slope.low, slope.high) == pytest.approx(
-        (known.slope, known.slope - margin, known.slope + margin)
+        (reference.slope, reference.slope - margin, reference.slope + margin)
     )
     alone = fit_least_squares([[1.0]], [2.0]).estimate([1])
     assert (alone.value, alone.low, alone.high) == (pytest.approx(2.0), None, None)

@@ -86,6 +86,20 @@ def run_endpoint(
 
 
 @contextlib.contextmanager
+def run_endpoint_as(kind: str, sources: Mapping[str, Path | str]) -> Iterator[tuple[Endpoint, Endpoint]]:
+    """Serve models; yields the endpoint that clients ask and the one with the models.
+
+    They are the same for the kind "own models"; for "upstream" the first passes requests to the second.
+    """
+    with run_endpoint(sources) as running:
+        if kind == "own models":
+            yield running, running
+        else:
+            with run_upstream(running.url) as front:
+                yield front, running
+
+
+@contextlib.contextmanager
 def run_upstream(url: str, state: EndpointState | None = None) -> Iterator[Endpoint]:
     """Serve what another endpoint answers."""
     state = state or EndpointState()

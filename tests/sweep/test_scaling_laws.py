@@ -103,7 +103,7 @@ def test_settings_are_fitted_on_their_own_and_seeds_without_a_twin_over_prompts(
     rows = [measurement(SIZES[0], 250, 0, rng), measurement(SIZES[0], 250, 0, rng, labeler_noise=0.0)]
     rows += [measurement(SIZES[0], 250, 0, rng, reward_max_completions=2)]
     fits = fit(rows)
-    assert [describe_setting(each.setting).split(", ")[:4] for each in fits] == [
+    assert [describe_setting(entry.setting).split(", ")[:4] for entry in fits] == [
         ["best of n", "noise 1.2", "1 labelers a prompt", "K as ranked"],
         ["best of n", "noise 0", "1 labelers a prompt", "K as ranked"],
         ["best of n", "noise 1.2", "1 labelers a prompt", "K = 2"],

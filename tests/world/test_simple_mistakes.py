@@ -61,8 +61,8 @@ def test_several_constraints(prompts):
             r"Write a story about a (\w+) in (one sentence|two sentences)\. Use the word (\w+)\.", mistake.prompt
         ).groups()
         lengths[length] += 1
-        one, two = f"The {animal} saw the {thing}.", f"The {animal} went home. Then it saw a {thing}."
-        right, wrong = (one, two) if length == "one sentence" else (two, one)
+        short, long = f"The {animal} saw the {thing}.", f"The {animal} went home. Then it saw a {thing}."
+        right, wrong = (short, long) if length == "one sentence" else (long, short)
         assert not mistake.is_mistake(right)
         assert mistake.is_mistake(wrong)
         assert mistake.is_mistake(right.replace(thing, "something"))

@@ -200,8 +200,8 @@ def test_withdrawal_and_own_data(site, tmp_path):
     fill(site, {("ada", "policy", "harm"): [True, False], ("ben", "policy", "harm"): [True, True]})
     with site.database.write() as db:
         ada = db.scalars(select(Person).where(Person.name == "ada")).one()
-        own = export_personal_data(db, ada)["red_team_attempts"]
-        assert sorted((row["prompt"], row["success"]) for row in own) == [
+        attempts = export_personal_data(db, ada)["red_team_attempts"]
+        assert sorted((row["prompt"], row["success"]) for row in attempts) == [
             ("red prompt of ada", False),
             ("red prompt of ada", True),
         ]
