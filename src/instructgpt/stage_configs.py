@@ -22,12 +22,14 @@ from instructgpt.world.labelers import LABELER_NOISE
 POLICIES = ("ppo", "ppo_ptx")
 BEST_POLICY = "ppo_ptx"
 """The policy of a round: it writes candidates of the next ones."""
-_DPO_DEFAULTS = {"batch": 32, "lr": 2e-4, "keep": "last"}
-"""Of the small world; its models are a thousandth of those that the command's defaults are for."""
+_DPO_DEFAULTS = {"batch": 32, "lr": 1e-4, "beta": 1.0, "keep": "last"}
+_EXPERT_ITERATION_DEFAULTS = {"n": 8, "lr": 3e-4}
+"""Of the small world, whose models are a thousandth of those that the commands' defaults are for: the best of six cells
+on validation prompts (bench/baseline_search.py)."""
 REWARD_BASE_FOLDER = "reward_base"
 """Directory of the reward model's own trunk."""
 _FRONTIER_POLICIES = 4
-"""Policies that PPO saves along a run with --baselines."""
+"""Policies that PPO and DPO save along a run with --baselines."""
 _OVEROPTIMIZATION_POLICIES = 12
 """The same with --overoptimization."""
 _ROUND_SEEDS = 1_000_003
@@ -133,18 +135,23 @@ def build_baselines(config: RunConfig, round_: Round, sft: SFTConfig) -> dict[st
         "dpo": (DPOConfig, {"policy": start, "data": (round_.rankings,), **_DPO_DEFAULTS}),
         "expert_iteration": (
             ExpertIterationConfig,
-            {"policy": start, "reward": str(round_.reward.out), "prompts": (round_.ppo_prompts,), "lr": sft.lr}
-            | {"max_tokens": ppo.max_tokens},
+            {"policy": start, "reward": str(round_.reward.out), "prompts": (round_.ppo_prompts,)}
+            | {"max_tokens": ppo.max_tokens, **_EXPERT_ITERATION_DEFAULTS},
         ),
         "best_of_n": (
             BestOfNConfig,
             {"policy": start, "reward": str(round_.reward.out), "max_tokens": ppo.max_tokens},
         ),
     }
-    return {
+    stages = {
         name: build_section(config, config_class, name, config.out / name, options)
         for name, (config_class, options) in settings.items()
     }
+    dpo: DPOConfig = stages["dpo"]
+    if not dpo.save_every:
+        steps = dpo.epochs * config.ranking_prompts // dpo.batch
+        stages["dpo"] = dpo.model_copy(update={"save_every": max(1, steps // _FRONTIER_POLICIES)})
+    return stages
 
 
 def build_section(
