@@ -1,19 +1,24 @@
 """Write the figures of a run that the documentation shows, as SVG files that follow the reader's light or dark scheme.
 
 python docs/generate_figures.py runs/demo        # results.json and the stages' logs; the report draws the same figures
+python docs/generate_figures.py --frontier runs/demo-0 runs/demo-1 runs/demo-2     # made with --baselines
 """
 
 from __future__ import annotations
 
+import argparse
 import html
 import re
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from instructgpt.errors import InputError
 from instructgpt.report.charts import preference_figure, reward_model_figure, tax_figure
+from instructgpt.report.comparison import read_groups
 from instructgpt.report.curves import ppo_figure
 from instructgpt.report.inputs import read_run
 from instructgpt.report.results import Results
+from instructgpt.report.sections.frontier import compared_frontier_sections
 from instructgpt.report.svg import render_svg_file
 
 FIGURES = Path(__file__).parent / "figures"
@@ -42,5 +47,26 @@ def main(directory: Path, figures: Path = FIGURES) -> None:
         (figures / f"demo-{name}.svg").write_text(drawing, encoding="utf-8")
 
 
+def write_frontier(runs: Sequence[Path], figures: Path = FIGURES) -> None:
+    """Write `frontier.svg` and `frontier-cost.svg`: means over runs of different seeds."""
+    groups = read_groups(runs)
+    sections = compared_frontier_sections(groups)
+    if len(sections) != 1:
+        raise InputError(
+            f"{len(groups)} groups of runs, {len(sections)} of them with a frontier; give runs of one group"
+        )
+    drawings = {"frontier": sections[0].figure, "frontier-cost": sections[0].extra_figure}
+    title = f"truth and proxy of each method, {len(runs)} seeds"
+    for name, drawing in drawings.items():
+        (figures / f"{name}.svg").write_text(to_svg(title, drawing, columns=3), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--frontier", action="store_true")
+    options = parser.parse_args()
+    if options.frontier:
+        write_frontier(options.runs)
+    else:
+        main(options.runs[0])

@@ -50,6 +50,7 @@ class ComparedRun:
     """STAGE.OPTION -> value; paths are relative to the run directory."""
     cost: RunCost | None = None
     seeds: tuple[str, ...] = ()
+    frontier: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +89,8 @@ def _read_source(source: Path, name: str) -> ComparedRun:
     if not source.is_dir():
         return ComparedRun(source, name, tuple(read_result_rows(source)))
     run = read_run(source)
-    return ComparedRun(
-        source, name, run.rows, run.stages, _read_options(run), read_report_cost(source), _read_seeds(run)
-    )
+    cost = read_report_cost(source)
+    return ComparedRun(source, name, run.rows, run.stages, _read_options(run), cost, _read_seeds(run), run.frontier)
 
 
 def _read_seeds(run: RunFiles) -> tuple[str, ...]:

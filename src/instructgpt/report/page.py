@@ -25,7 +25,7 @@ from instructgpt.report.section import Section
 from instructgpt.report.sections.comparison import build_comparison_sections
 from instructgpt.report.sections.cost import cost_section
 from instructgpt.report.sections.evaluation import best_model_row, build_evaluation_sections
-from instructgpt.report.sections.frontier import frontier_section
+from instructgpt.report.sections.frontier import compared_frontier_sections, frontier_section
 from instructgpt.report.sections.public import build_public_sections, map_to_paper_metrics, missing_evaluations
 from instructgpt.report.sections.refusal import refusal_section
 from instructgpt.report.sections.rounds import rounds_section
@@ -99,7 +99,8 @@ def _build_sections(
     cost: RunCost | None,
     groups: Sequence[RunGroup],
 ) -> list[Section]:
-    rounds, frontier = rounds_section(results, run.round_curves), frontier_section(run.frontier)
+    rounds = rounds_section(results, run.round_curves)
+    frontiers = compared_frontier_sections(groups) if groups else [*_present(frontier_section(run.frontier))]
     return [
         *build_comparison_sections(groups),
         *_present(samples_section(run)),
@@ -108,7 +109,7 @@ def _build_sections(
         *_present(whose_preferences_section(results, run.rankings, run.stages)),
         *_present(refusal_section(results)),
         *build_public_sections(results),
-        *_present(frontier),
+        *frontiers,
         *build_training_sections(run),
         *cost_section(cost),
     ]

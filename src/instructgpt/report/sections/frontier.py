@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from instructgpt.formatting import format_short_number, format_si
 from instructgpt.report.charts import model_legend
+from instructgpt.report.comparison import RunGroup
+from instructgpt.report.frontier_means import mean_frontier
 from instructgpt.report.language import translate
 from instructgpt.report.naming import format_estimate, model_color, model_name, sort_models
 from instructgpt.report.section import ReportTable, Section
@@ -21,19 +24,33 @@ _WIN_RATES = ("win_rate_test_training", "win_rate_test_heldout")
 _VALIDATION = "win_rate_validation_training"
 
 
-def frontier_section(points: Sequence[Mapping[str, Any]]) -> Section | None:
-    """Return the section, or None without points."""
+def compared_frontier_sections(groups: Sequence[RunGroup]) -> list[Section]:
+    """Return a section for each group of runs, with means over those of its runs that have a frontier."""
+    sections = []
+    for number, group in enumerate(groups, start=1):
+        runs = [run.frontier for run in group.runs if run.frontier]
+        section = frontier_section(mean_frontier(runs), len(runs)) if runs else None
+        if section:
+            title = section.title if len(groups) == 1 else f"{section.title}: {group.name}"
+            sections.append(replace(section, id=section.id if number == 1 else f"{section.id}-{number}", title=title))
+    return sections
+
+
+def frontier_section(points: Sequence[Mapping[str, Any]], num_runs: int = 1) -> Section | None:
+    """Return the section, or None without points. `num_runs` is the number of runs that the points are means over."""
     methods = [name for name in sort_models(str(point["method"]) for point in points) if name != _START]
     if not methods:
         return None
     by_method = {name: [point for point in points if point["method"] == name] for name in methods}
+    clusters = "frontier.over_prompts" if num_runs == 1 else "frontier.over_runs"
+    intervals = translate(clusters, count=num_runs)
     return Section(
         id="frontier",
         title=translate("frontier.title"),
         headline=" ".join(map(_describe_method, methods, by_method.values())),
         paper=translate("frontier.paper"),
         figure=render_figure(_gain_panels(by_method), model_legend(methods)),
-        caption=translate("frontier.caption"),
+        caption=translate("frontier.caption", intervals=intervals),
         extra_figure=render_figure(_cost_panels(by_method), model_legend(methods)),
         tables=(_win_rate_table(by_method), _points_table(points)),
     )
@@ -55,25 +72,33 @@ def _gain_curve(method: str, points: Sequence[Mapping[str, Any]], measure: str, 
 
 
 def _gain_panels(by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    panels = []
-    for title, measures in (
-        (translate("frontier.truth_and_proxy"), ("utility", "score")),
-        (translate("frontier.truth"), ("utility",)),
-    ):
-        panels.append((title, measures))
-    panels.append((translate("frontier.heldout"), ("heldout",)))
+    panels = [
+        (translate("frontier.truth_and_proxy"), ("utility", "score"), by_method),
+        (translate("frontier.truth_nearby"), ("utility",), _up_to_policies(by_method)),
+        (translate("frontier.heldout"), ("heldout",), by_method),
+    ]
     return [
         render_line_panel(
             translate("frontier.over_kl", title=title),
             [
                 _gain_curve(name, points, measure, [float(point["sqrt_kl"]) for point in points])
                 for measure in measures
-                for name, points in by_method.items()
+                for name, points in points_by_method.items()
             ],
             translate("frontier.kl_axis"),
         )
-        for title, measures in panels
+        for title, measures, points_by_method in panels
     ]
+
+
+def _up_to_policies(by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Leave out points of best of n beyond the KL of all trained policies, beside which these crowd together."""
+    trained = (point["kl"] for name, points in by_method.items() if name != _BEST_OF_N for point in points)
+    limit = max(map(float, trained), default=math.inf)
+    return {
+        name: [point for point in points if name != _BEST_OF_N or float(point["kl"]) <= limit]
+        for name, points in by_method.items()
+    }
 
 
 def _cost_panels(by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
