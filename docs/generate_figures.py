@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import html
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from instructgpt.errors import InputError
 from instructgpt.report.charts import preference_figure, reward_model_figure, tax_figure
@@ -24,6 +26,7 @@ from instructgpt.report.svg import render_svg_file
 FIGURES = Path(__file__).parent / "figures"
 PPO_METRICS = ("objective/scores", "objective/kl", "objective/entropy", "completion/length")
 LEGEND = re.compile(r'<li><i class="(solid|dashed)" style="color:([^"]*)"></i>(.*?)</li>')
+ENDS = re.compile("_(low|high)$")
 PANEL = re.compile(r"<svg.*?</svg>", re.S)
 
 
@@ -47,8 +50,8 @@ def main(directory: Path, figures: Path = FIGURES) -> None:
         (figures / f"demo-{name}.svg").write_text(drawing, encoding="utf-8")
 
 
-def write_frontier(runs: Sequence[Path], figures: Path = FIGURES) -> None:
-    """Write `frontier.svg` and `frontier-cost.svg`: means over runs of different seeds."""
+def write_frontier(runs: Sequence[Path], figures: Path = FIGURES, rows: Path | None = None) -> None:
+    """Write `frontier.svg` and `frontier-cost.svg`: means over runs of different seeds. `rows`: file for the points."""
     groups = read_groups(runs)
     sections = compared_frontier_sections(groups)
     if len(sections) != 1:
@@ -59,6 +62,17 @@ def write_frontier(runs: Sequence[Path], figures: Path = FIGURES) -> None:
     title = f"truth and proxy of each method, {len(runs)} seeds"
     for name, drawing in drawings.items():
         (figures / f"{name}.svg").write_text(to_svg(title, drawing, columns=3), encoding="utf-8")
+    if rows is not None:
+        points = [
+            {"seed": run.seeds[0]} | {name: _round(value) for name, value in point.items() if not ENDS.search(name)}
+            for run in groups[0].runs
+            for point in run.frontier
+        ]
+        rows.write_text("[\n" + ",\n".join(map(json.dumps, points)) + "\n]\n", encoding="utf-8")
+
+
+def _round(value: Any) -> Any:
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":
@@ -67,6 +81,6 @@ if __name__ == "__main__":
     parser.add_argument("--frontier", action="store_true")
     options = parser.parse_args()
     if options.frontier:
-        write_frontier(options.runs)
+        write_frontier(options.runs, rows=FIGURES.parent / "results" / "frontier.json")
     else:
         main(options.runs[0])

@@ -187,7 +187,7 @@ def _mean_row(rows: Sequence[ResultRow]) -> ResultRow:
     measured = [row for row in rows if row.value is not None]
     if len(measured) < 2:
         return (measured or rows)[0]
-    if all(row.low is None and row.high is None for row in measured) and len({row.value for row in measured}) == 1:
+    if len({row.value for row in measured}) == 1 and all({row.low, row.high} <= {None, row.value} for row in measured):
         return measured[0]  # by definition, as SFT against itself
     bounds = _find_bounds(measured[0])
     values = [row.value for row in measured if row.value is not None]
