@@ -39,7 +39,7 @@ SECTIONS = [
     "bias",
     "tax",
     "reward-model",
-    "over-optimisation",
+    "over-optimization",
     "ppo",
     "learning",
     "while-learning",
@@ -148,7 +148,7 @@ def test_hostile_names_of_models_and_stages(run, tmp_path):
         (["results.json"], ["findings", *SECTIONS[2:11]]),
         (["base", "sft"], ["learning", "lineage"]),
         (["ppo"], ["ppo", "while-learning", "lineage"]),
-        (["evaluation"], ["samples", "over-optimisation"]),
+        (["evaluation"], ["samples", "over-optimization"]),
         (["reward/run.json"], ["lineage"]),
     ],
     ids=lambda value: str(value[0]),
@@ -319,15 +319,15 @@ def test_losing_means_more_loss_and_fewer_right_answers():
     assert verdict(taxed("translation", 0.8, 0.5), "nine tenths") == "shown"
 
 
-def test_over_optimisation_is_told_as_it_is(run, tmp_path):
-    path = tmp_path / "evaluation" / "over_optimisation.jsonl"
+def test_over_optimization_is_told_as_it_is(run, tmp_path):
+    path = tmp_path / "evaluation" / "over_optimization.jsonl"
     path.parent.mkdir()
-    shutil.copy(run / "evaluation" / "over_optimisation.jsonl", path)
+    shutil.copy(run / "evaluation" / "over_optimization.jsonl", path)
     points = [json.loads(line) for line in path.read_text().splitlines()]
     told = " ".join(Page(write_report(tmp_path).read_text(encoding="utf-8")).words)
     best = max((point for point in points if point["model"] == "ppo"), key=lambda point: point["utility"])
     assert f"PPO: true utility was best at a KL of {best['kl']:.2f}, {best['utility']:.2f}" in told
-    assert "surely lower: over-optimised" in told
+    assert "surely lower: over-optimized" in told
 
 
 def table_text(rows):

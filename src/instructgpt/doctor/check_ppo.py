@@ -172,7 +172,7 @@ def _check_over_optimization(stage: StageReport, utility_curve: Sequence[Mapping
     best, last = max(utility_curve, key=lambda row: float(row["utility"])), utility_curve[-1]
     if float(last["high"]) < float(best["low"]) and float(last["score"]) >= float(best["score"]):
         yield stage.error(
-            f"over-optimised: the score held, utility fell from {best['utility']:.2f} (update {best['step']}) to "
+            f"over-optimized: the score held, utility fell from {best['utility']:.2f} (update {best['step']}) to "
             f"{last['utility']:.2f}",
             "stop near that update, raise --kl-coef, or rank completions of this policy and train the reward model "
             "again",

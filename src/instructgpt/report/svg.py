@@ -29,7 +29,7 @@ _PANEL_GAP, _HEADER_HEIGHT = 16, 34  # of a file: between its panels, and above 
 _MAX_LABEL_CHARS = 24  # letters of a label
 _INK_COLOR, MUTED_COLOR, _LINE_COLOR = "#010101", "#020202", "#030303"
 CSS_COLORS = {_INK_COLOR: "currentColor", MUTED_COLOR: "var(--muted, #767676)", _LINE_COLOR: "var(--line, #8884)"}
-CSS_COLORS |= {colour: f"var(--{model}, {colour})" for model, colour in MODEL_COLORS.items()}
+CSS_COLORS |= {color: f"var(--{model}, {color})" for model, color in MODEL_COLORS.items()}
 """Drawing colors -> CSS variables of the page."""
 
 _MATPLOTLIB_SETTINGS: dict[str, Any] = {

@@ -23,7 +23,7 @@ def _over_optimization_section(run: RunFiles) -> Section | None:
     head = tuple(translate(f"columns.{column}") for column in columns)
     table_rows = tuple(tuple(_format_cell(point.get(column)) for column in columns) for point in points)
     return Section(
-        id="over-optimisation",
+        id="over-optimization",
         title=translate("over_optimization.title"),
         headline=" ".join(
             description
