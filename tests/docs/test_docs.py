@@ -222,7 +222,11 @@ FOREIGN |= {"served-model-name", "generation-config", "outfile", "jinja"}  # ser
 def test_options_named_on_a_page_exist(page):
     known = {name.replace("_", "-") for _, config in configs() for name in config.model_fields} | FOREIGN
     known |= {name.replace("_", "-") for name in FOREIGN_OPTIONS}
-    for script in (*(ROOT / "bench").glob("*.py"), *(ROOT / "docs").glob("*.py"), ROOT / "src" / "instructgpt" / "world" / "__main__.py"):
+    for script in (
+        *(ROOT / "bench").glob("*.py"),
+        *(ROOT / "docs").glob("*.py"),
+        ROOT / "src" / "instructgpt" / "world" / "__main__.py",
+    ):
         known |= set(re.findall(r'"--([a-z-]+)"', script.read_text(encoding="utf-8")))
     named = re.findall(r"(?<![\w-])--([a-z][a-z-]*[a-z])", page.read_text(encoding="utf-8"))
     assert not {name.removeprefix("no-") for name in named} - known

@@ -320,9 +320,9 @@ def test_losing_means_more_loss_and_fewer_right_answers():
 
 
 def test_over_optimization_is_told_as_it_is(run, tmp_path):
-    path = tmp_path / "evaluation" / "over_optimization.jsonl"
+    path = tmp_path / "evaluation" / "over_optimisation.jsonl"
     path.parent.mkdir()
-    shutil.copy(run / "evaluation" / "over_optimization.jsonl", path)
+    shutil.copy(run / "evaluation" / "over_optimisation.jsonl", path)
     points = [json.loads(line) for line in path.read_text().splitlines()]
     told = " ".join(Page(write_report(tmp_path).read_text(encoding="utf-8")).words)
     best = max((point for point in points if point["model"] == "ppo"), key=lambda point: point["utility"])
