@@ -6,25 +6,29 @@ own. Each is a stage directory of the run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from instructgpt.baselines import dpo, expert_iteration
+from instructgpt.baselines.configs import ExpertIterationConfig
+from instructgpt.config import StageConfig
 from instructgpt.distributed.launch import ProcessJob, run_processes
 from instructgpt.evaluate import world_exam
 from instructgpt.evaluate.best_of_n_policy import BestOfN
 from instructgpt.evaluate.configs import BestOfNConfig, ExamConfig
-from instructgpt.evaluate.frontier import FrontierPolicy, measure_frontier, sample_start
+from instructgpt.evaluate.frontier import FrontierPolicy, frontier_prompts, measure_frontier, sample_start
+from instructgpt.evaluate.frontier_judges import WorldJudge
 from instructgpt.evaluate.rounds import stage_flops
 from instructgpt.models.policy import load_tokenizer, pick_device
 from instructgpt.models.reward_model import load_reward_model
-from instructgpt.records import read_records, write_records
+from instructgpt.records import Prompt, read_records, write_records
 from instructgpt.run.configs import RunConfig
 from instructgpt.run.directory import RunDirectory, console, read_jsonl_log, read_run_record
 from instructgpt.sampling.cli import ScoredInput
 from instructgpt.stage_configs import Round
 from instructgpt.train import sft
+from instructgpt.train.configs import DPOConfig, PPOConfig, SFTConfig
 from instructgpt.world import World
 from instructgpt.world.public_tasks import demonstrate_public_tasks
 
@@ -33,7 +37,8 @@ def train_baselines(config: RunConfig, world: World, stages: Mapping[str, Any]) 
     """Train every method of `--baselines`, and sample the start for best of n; finished ones are skipped."""
     write_public_tasks(config, world, stages)
     names = ("expert_iteration", "best_of_n", "dpo", "public_tasks")  # the longest first
-    run_processes(config.processes, [build_baseline_job(name, config, stages) for name in names])
+    prompts = frontier_prompts(stages["baselines"]["best_of_n"], world)
+    run_processes(config.processes, [build_baseline_job(stages["baselines"][name], prompts) for name in names])
 
 
 def write_public_tasks(config: RunConfig, world: World, stages: Mapping[str, Any]) -> None:
@@ -46,25 +51,24 @@ def write_public_tasks(config: RunConfig, world: World, stages: Mapping[str, Any
         write_records(data, demonstrate_public_tasks(world, max(count, public.batch)))
 
 
-def build_baseline_job(name: str, config: RunConfig, stages: Mapping[str, Any]) -> ProcessJob:
-    """Return the function that runs the stage of a method, with its arguments."""
-    stage = stages["baselines"][name]
-    if name == "best_of_n":
-        return sample_best_of_n, (stage, config.seed)
+def build_baseline_job(stage: StageConfig, prompts: Mapping[str, Sequence[Prompt]]) -> ProcessJob:
+    """Return the function that runs the stage of a method, with its arguments. `prompts`: of the frontier, by split."""
+    if isinstance(stage, BestOfNConfig):
+        return sample_best_of_n, (stage, prompts)
     mains: dict[str, Callable[..., Any]] = {
-        "public_tasks": sft.main,
-        "dpo": dpo.main,
-        "expert_iteration": expert_iteration.main,
+        SFTConfig.stage: sft.main,
+        DPOConfig.stage: dpo.main,
+        ExpertIterationConfig.stage: expert_iteration.main,
     }
-    return mains[name], (stage,)
+    return mains[stage.stage], (stage,)
 
 
-def sample_best_of_n(config: BestOfNConfig, world_seed: int) -> None:
+def sample_best_of_n(config: BestOfNConfig, prompts: Mapping[str, Sequence[Prompt]]) -> None:
     """Run the stage of best of n, which trains nothing."""
     run = RunDirectory.open(config, {"policy": config.policy, "reward": config.reward})
     if not run.is_finished:
         run.create()
-        sample_start(config, world_seed)
+        sample_start(config, prompts)
         run.finish(lambda _: None)
 
 
@@ -82,12 +86,21 @@ def draw_frontier(config: RunConfig, world: World, round_: Round, methods: Mappi
     out = round_.folder / "evaluation" / "frontier.jsonl"
     if out.exists() and config.resume:
         return
-    policies = [policy for name, stage in round_.policies.items() for policy in list_policies(name, stage.out)]
-    reward_flops = stage_flops(round_.reward.out)
+    best_of_n: BestOfNConfig = methods["best_of_n"]
+    policies = list_frontier_policies(round_.policies, round_.reward.out, methods)
+    judge, prompts = WorldJudge(world, best_of_n.seed + 1), frontier_prompts(best_of_n, world)
+    measure_frontier(best_of_n, judge, prompts, policies, stage_flops(round_.reward.out), out)
+
+
+def list_frontier_policies(
+    ppo_stages: Mapping[str, PPOConfig], reward: Path, methods: Mapping[str, Any]
+) -> list[FrontierPolicy]:
+    """Return the policies along the runs of PPO, DPO and expert iteration, in the order of each."""
+    reward_flops = stage_flops(reward)
+    policies = [policy for name, stage in ppo_stages.items() for policy in list_policies(name, stage.out)]
     policies = [_add_flops(policy, reward_flops) for policy in policies]
     policies += list_policies("dpo", methods["dpo"].out)
-    policies += list_iterations(methods["expert_iteration"].out, round_.reward.out, reward_flops)
-    measure_frontier(methods["best_of_n"], world, policies, reward_flops, out)
+    return policies + list_iterations(methods["expert_iteration"].out, reward, reward_flops)
 
 
 def list_policies(method: str, folder: Path) -> list[FrontierPolicy]:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from instructgpt.evaluate.inference import EvaluatedModel, generate_answers
+from instructgpt.evaluate.sampled_answers import answer_key
 from instructgpt.models.reward_model import ScalarModel
-from instructgpt.records import Completion, Prompt
+from instructgpt.records import Completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,8 @@ _PROMPTS_PER_BLOCK = 64
 
 def score_answers(reward: ScalarModel, answers: Sequence[Completion]) -> list[float]:
     """Return the score of each answer; equal ones are scored once."""
-    distinct = {(answer.prompt, answer.completion, answer.finish): answer for answer in answers}
+    distinct = {answer_key(answer): answer for answer in answers}
     encode = reward.tokenizer.encode_example
-    examples = [
-        encode(Prompt(prompt=answer.prompt), answer.completion, finished=answer.finish == "stop")
-        for answer in distinct.values()
-    ]
+    examples = [encode(answer, answer.completion, finished=answer.finish == "stop") for answer in distinct.values()]
     scores = dict(zip(distinct, reward.score(examples).tolist(), strict=True))
-    return [scores[answer.prompt, answer.completion, answer.finish] for answer in answers]
+    return [scores[answer_key(answer)] for answer in answers]

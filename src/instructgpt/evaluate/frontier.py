@@ -1,6 +1,6 @@
-"""The frontier: truth, held-out labelers' opinion and the reward model's score of a policy over its KL divergence.
+"""The frontier: what a judge says of a policy, and the reward model's score of it, over its KL divergence.
 
-Policies are points, with the KL measured on their own samples; best of n is a curve from one set of samples of the
+In the small world the judge knows the truth; on people's rankings it is a reward model of the other half. Policies are points, with the KL measured on their own samples; best of n is a curve from one set of samples of the
 start, with the bound on its KL (Gao et al. 2022; Beirami et al. 2024). All see the same prompts, and gains are over the
 start on the same prompts. `measure_frontier` writes one row a point.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 
 from instructgpt.evaluate.best_of_n_policy import score_answers
 from instructgpt.evaluate.configs import BestOfNConfig
+from instructgpt.evaluate.frontier_judges import FrontierJudge
 from instructgpt.evaluate.inference import EvaluatedModel
 from instructgpt.evaluate.metrics import preference
 from instructgpt.evaluate.sampled_answers import (
@@ -34,18 +35,15 @@ from instructgpt.evaluate.sampled_answers import (
 from instructgpt.functional import best_of_n_kl_bound, best_of_n_weights, sort_with_tie_means
 from instructgpt.models.policy import pick_device
 from instructgpt.models.reward_model import ScalarModel, load_reward_model
-from instructgpt.records import Cohort, Completion, Prompt, Record, read_records, write_records
+from instructgpt.records import Completion, Prompt, PromptFields, Record, read_records, write_records
 from instructgpt.results import ResultRow
 from instructgpt.run.directory import console
 from instructgpt.statistics.intervals import mean, paired_difference
-from instructgpt.world import SimulatedLabelers, World
+from instructgpt.world import World
 
-MEASURES = ("utility", "heldout", "score")
-"""The truth; mean utility to held-out labelers, without noise; and the proxy, the reward model's score."""
-_COHORTS: tuple[Cohort, ...] = ("training", "heldout")
+_PROXY = "score"
+"""The reward model's score, beside the judge's measures."""
 _SPLITS = ("validation", "test")
-_LABELERS = 3
-"""Labelers of each cohort who rank a list of answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,24 +75,15 @@ class FrontierInputs:
     """What all points share."""
 
     config: BestOfNConfig
-    world: World
-    prompts: Mapping[str, Sequence[str]]  # by split
+    judge: FrontierJudge
+    prompts: Mapping[str, Sequence[Prompt]]  # by split
     device: torch.device
+    rankings: Path | None
 
-    def judge(self) -> Callable[[Completion], tuple[float, float]]:
-        """Return a function that gives truth and held-out labelers' mean opinion of an answer, equal answers once."""
-        people = SimulatedLabelers(self.world, "heldout").labelers
-        cache: dict[tuple[str, str, str], tuple[float, float]] = {}
-
-        def judge_answer(answer: Completion) -> tuple[float, float]:
-            key = (answer.prompt, answer.completion, answer.finish)
-            if key not in cache:
-                judgment = self.world.judge(*key)
-                opinion = fmean(person.perceived_utility(judgment) for person in people)
-                cache[key] = judgment.utility, opinion
-            return cache[key]
-
-        return judge_answer
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The judge's measures and the proxy."""
+        return (*self.judge.measures, _PROXY)
 
 
 class SampledPrompt(DistinctAnswers):
@@ -107,30 +96,32 @@ class SampledPrompt(DistinctAnswers):
     def answer(self, sample: int, label: str) -> Completion:
         """Return a sample as an answer of the model `label`."""
         index = self.samples[sample]
-        return build_answer(self.prompt, self.completions[index], self.finishes[index], label)
+        return build_answer(self, self.completions[index], self.finishes[index], label)
 
 
-def sample_start(config: BestOfNConfig, world_seed: int) -> dict[str, Path]:
+def sample_start(config: BestOfNConfig, prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, Path]:
     """Sample and score the start's answers to the prompts of each split, unless their file exists. Return the files."""
     files = {split: config.out / f"{split}.jsonl" for split in _SPLITS}
     if all(file.exists() for file in files.values()):
         return files
     device = pick_device(config.device)
     model, reward = EvaluatedModel.load(START, config.policy, device), load_reward_model(config.reward, device)
-    for split, prompts in frontier_prompts(config, World(world_seed)).items():
+    for split, split_prompts in prompts.items():
         if not files[split].exists():
-            write_records(files[split], _sample_prompts(model, reward, prompts, config))
+            write_records(files[split], _sample_prompts(model, reward, split_prompts, config))
     return files
 
 
-def frontier_prompts(config: BestOfNConfig, world: World) -> dict[str, list[str]]:
-    """Return the prompts of each split."""
+def frontier_prompts(config: BestOfNConfig, world: World) -> dict[str, list[Prompt]]:
+    """Return the small world's prompts of each split."""
     counts = {"validation": config.validation_prompts, "test": config.prompts}
-    return {split: [prompt.prompt for prompt in world.prompts(split, counts[split])] for split in _SPLITS}
+    return {
+        split: [Prompt(prompt=prompt.prompt) for prompt in world.prompts(split, counts[split])] for split in _SPLITS
+    }
 
 
 def _sample_prompts(
-    model: EvaluatedModel, reward: ScalarModel, prompts: Sequence[str], config: BestOfNConfig
+    model: EvaluatedModel, reward: ScalarModel, prompts: Sequence[Prompt], config: BestOfNConfig
 ) -> Iterator[SampledPrompt]:
     for block, answers in sample_blocks(model, prompts, config):
         scores = score_answers(reward, answers)
@@ -140,14 +131,14 @@ def _sample_prompts(
 
 
 def _collect_samples(
-    model: EvaluatedModel, prompt: str, answers: Sequence[Completion], scores: Sequence[float]
+    model: EvaluatedModel, prompt: PromptFields, answers: Sequence[Completion], scores: Sequence[float]
 ) -> SampledPrompt:
     distinct, samples = index_distinct(answers)
     by_index = dict(zip(samples, scores, strict=True))
-    encode, record = model.tokenizer.encode_example, Prompt(prompt=prompt)
-    lengths = [len(encode(record, text, finished=finish == "stop")) for text, finish in distinct]
+    encode = model.tokenizer.encode_example
+    lengths = [len(encode(prompt, text, finished=finish == "stop")) for text, finish in distinct]
     return SampledPrompt(
-        prompt=prompt,
+        **prompt.prompt_columns(),
         completions=[text for text, _ in distinct],
         finishes=[finish for _, finish in distinct],
         scores=[by_index[index] for index in range(len(distinct))],
@@ -157,18 +148,26 @@ def _collect_samples(
 
 
 def measure_frontier(
-    config: BestOfNConfig, world: World, policies: Sequence[FrontierPolicy], reward_flops: float, out: Path
+    config: BestOfNConfig,
+    judge: FrontierJudge,
+    prompts: Mapping[str, Sequence[Prompt]],
+    policies: Sequence[FrontierPolicy],
+    reward_flops: float,
+    out: Path,
+    rankings: Path | None = None,
 ) -> list[Record]:
     """Measure every policy and best of every power of two, and write a row a point.
 
     Args:
-        config: prompts, samples and numbers, with the start and the reward model.
+        config: samples and numbers, with the start and the reward model.
+        prompts: of each split.
         policies: in the order of each method's run.
         reward_flops: what training the reward model took, which is all that best of n trains.
+        rankings: folder for the judge's rankings of the points' answers, a file for each split; not written without.
     """
     device = pick_device(config.device)
-    inputs = FrontierInputs(config, world, frontier_prompts(config, world), device)
-    samples = {split: read_records(SampledPrompt, file) for split, file in sample_start(config, world.seed).items()}
+    inputs = FrontierInputs(config, judge, prompts, device, rankings)
+    samples = {split: read_records(SampledPrompt, file) for split, file in sample_start(config, prompts).items()}
     reward = load_reward_model(config.reward, device)
     points = {split: _measure_points(inputs, reward, policies, split) for split in _SPLITS}
     start_model = EvaluatedModel.load(START, config.policy, device)
@@ -177,9 +176,9 @@ def measure_frontier(
     for split in _SPLITS:
         values = list(_sample_values(inputs, samples[split]))
         points[split] += _best_of_n_points(inputs, samples[split], values, reward_flops, parameters)
-        wins[split] = _measure_wins(inputs, points[split])
-        start = _start_means(values)  # that of the last split, the test prompts
-    rows = [_make_row(point, start, wins) for point in points["test"]]
+        wins[split] = _measure_wins(inputs, points[split], split)
+        start = _start_means(values, inputs.measures)  # that of the last split, the test prompts
+    rows = [_make_row(point, start, judge, wins) for point in points["test"]]
     write_records(out, rows)
     console.print(f"[bold]frontier[/] {len(rows)} points: {out}", soft_wrap=True)
     return rows
@@ -192,14 +191,14 @@ def _measure_points(
     inputs: FrontierInputs, reward: ScalarModel, policies: Sequence[FrontierPolicy], split: str
 ) -> list[_Point]:
     """Sample every policy, the start first, and measure its answers."""
-    config, judge = inputs.config, inputs.judge()
+    config = inputs.config
     start = EvaluatedModel.load(START, config.policy, inputs.device)
     points = []
     for policy in (FrontierPolicy(START, START, Path(config.policy), 0.0), *policies):
         model = EvaluatedModel.load(policy.label, policy.folder, inputs.device)
         answers, examples, kl = sample_policy(model, start.lm, inputs.prompts[split], config)
-        truths, opinions = zip(*map(judge, answers), strict=True)
-        values = {"utility": truths, "heldout": opinions, "score": score_answers(reward, answers)}
+        judged = zip(*inputs.judge.assess(answers), strict=True)
+        values = dict(zip(inputs.judge.measures, judged, strict=True)) | {_PROXY: score_answers(reward, answers)}
         rows = partial(split_by_prompt, size=config.answers)
         point = _Point(policy.method, policy.label, policy.training_flops)
         point.values = {name: rows(list(value)) for name, value in values.items()}
@@ -213,12 +212,11 @@ def _measure_points(
 
 def _sample_values(inputs: FrontierInputs, samples: Sequence[SampledPrompt]) -> Iterator[dict[str, torch.Tensor]]:
     """Yield, for each prompt, every measure of every sample, (N,)."""
-    judge = inputs.judge()
     for prompt in samples:
         index = torch.tensor(prompt.samples)
-        judged = map(judge, prompt.answers(START))
-        table = torch.tensor([[*pair, score] for pair, score in zip(judged, prompt.scores, strict=True)]).double()
-        yield dict(zip(MEASURES, table[index].T, strict=True))
+        judged = inputs.judge.assess(prompt.answers(START))
+        table = torch.tensor([[*values, score] for values, score in zip(judged, prompt.scores, strict=True)]).double()
+        yield dict(zip(inputs.measures, table[index].T, strict=True))
 
 
 def _best_of_n_points(
@@ -236,13 +234,14 @@ def _best_of_n_points(
     """
     config = inputs.config
     sorted_values = [
-        {name: sort_with_tie_means(values["score"], values[name]) for name in MEASURES} for values in sample_values
+        {name: sort_with_tie_means(values[_PROXY], values[name]) for name in inputs.measures}
+        for values in sample_values
     ]
     tokens = fmean(prompt.tokens / len(prompt.samples) for prompt in samples)
     points = []
     for n in (2**power for power in range(1, config.samples.bit_length()) if 2**power <= config.samples):
         weights, point = best_of_n_weights(config.samples, n), _Point("best_of_n", f"best of {n}", reward_flops, n)
-        point.values = {name: [[float(weights @ values[name])] for values in sorted_values] for name in MEASURES}
+        point.values = {name: [[float(weights @ values[name])] for values in sorted_values] for name in inputs.measures}
         point.kl = [[best_of_n_kl_bound(n)] for _ in samples]
         point.answers = [_choose_answers(prompt, n, config.answers, point.label) for prompt in samples]
         point.answer_flops = 2.0 * n * tokens * sum(parameters)
@@ -258,11 +257,13 @@ def _choose_answers(prompt: SampledPrompt, n: int, count: int, label: str) -> li
     return [prompt.answer(sample, label) for sample in best]
 
 
-def _start_means(sample_values: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, tuple[list[float], float]]:
+def _start_means(
+    sample_values: Sequence[Mapping[str, torch.Tensor]], measures: Sequence[str]
+) -> dict[str, tuple[list[float], float]]:
     """Return, for each measure, the start's mean at each prompt and its standard deviation over all samples."""
     tables: dict[str, list[torch.Tensor]] = defaultdict(list)
     for values in sample_values:
-        for name in MEASURES:
+        for name in measures:
             tables[name].append(values[name])
     return {
         name: ([float(table.mean()) for table in parts], stdev(torch.cat(parts).tolist()))
@@ -273,18 +274,19 @@ def _start_means(sample_values: Sequence[Mapping[str, torch.Tensor]]) -> dict[st
 # --- rows ----------------------------------------------------------------------------------------------------------
 
 
-def _measure_wins(inputs: FrontierInputs, points: Sequence[_Point]) -> dict[tuple[str, str], ResultRow]:
-    """Have both cohorts rank all points' answers beside the start's. Return win rates by (label, cohort)."""
+def _measure_wins(inputs: FrontierInputs, points: Sequence[_Point], split: str) -> dict[tuple[str, str], ResultRow]:
+    """Have each cohort rank all points' answers beside the start's. Return win rates by (label, cohort)."""
     lists = [
         [point.answers[prompt][answer] for point in points]
         for prompt in range(len(points[0].answers))
         for answer in range(inputs.config.answers)
     ]
     rows: dict[tuple[str, str], ResultRow] = {}
-    for cohort in _COHORTS:
-        seed = inputs.config.seed + 1
-        labelers = SimulatedLabelers(inputs.world, cohort, per_prompt=_LABELERS, seed=seed)
-        for row in preference.measure(labelers.rank(lists), baseline=START):
+    for cohort in dict.fromkeys(cohort for at, cohort in inputs.judge.win_rates if at == split):
+        rankings = inputs.judge.rank(lists, cohort)
+        if inputs.rankings is not None:
+            write_records(inputs.rankings / f"{split}.jsonl", rankings)
+        for row in preference.measure(rankings, baseline=START):
             if row.metric == f"win_rate_vs_{START}" and row.condition == cohort:
                 rows[row.model, cohort] = row
     return rows
@@ -293,6 +295,7 @@ def _measure_wins(inputs: FrontierInputs, points: Sequence[_Point]) -> dict[tupl
 def _make_row(
     point: _Point,
     start: Mapping[str, tuple[Sequence[float], float]],
+    judge: FrontierJudge,
     wins: Mapping[str, Mapping[tuple[str, str], ResultRow]],
 ) -> Record:
     """Return one point: KL, each measure with its gain over the start on the same prompts, win rates, and costs."""
@@ -301,14 +304,14 @@ def _make_row(
     row: dict[str, object] = {"method": point.method, "label": point.label, "n": point.n}
     row |= {"kl": kl.value, "kl_low": kl.low, "kl_high": kl.high, "kl_is_bound": point.n is not None}
     row["sqrt_kl"] = math.sqrt(max(0.0, kl.value or 0.0))
-    for name in MEASURES:
+    for name in (*judge.measures, _PROXY):
         start_means, deviation = start[name]
         values = [value for per_prompt in point.values[name] for value in per_prompt]
         rows = [index for index, per_prompt in enumerate(point.values[name]) for _ in per_prompt]
         gain = paired_difference(values, [start_means[index] for index in rows], rows)
         row |= {name: fmean(values), f"{name}_gain": gain.value, f"{name}_low": gain.low, f"{name}_high": gain.high}
         row[f"{name}_start_sd"] = deviation
-    for split, cohort in (("validation", "training"), ("test", "training"), ("test", "heldout")):
+    for split, cohort in judge.win_rates:
         name, won = f"win_rate_{split}_{cohort}", wins[split].get((point.label, cohort))
         row |= {name: won and won.value, f"{name}_low": won and won.low, f"{name}_high": won and won.high}
     row |= {"training_flops": point.training_flops, "answer_flops": point.answer_flops}

@@ -15,7 +15,7 @@ from instructgpt import functional
 from instructgpt.data.packing import TokenizedExample, collate, microbatches_by_prompt, token_budget
 from instructgpt.data.tokenization import PromptTokenizer
 from instructgpt.models.policy import context_length, load_policy, per_token_outputs
-from instructgpt.records import Completion, Prompt
+from instructgpt.records import Completion, Prompt, PromptFields
 from instructgpt.sampling.completions import continue_text, generate
 
 
@@ -45,9 +45,14 @@ def load_cached_model(folder: str, device: str) -> EvaluatedModel:
     return EvaluatedModel.load(Path(folder).name, Path(folder), torch.device(device))
 
 
+def to_prompt(prompt: str | PromptFields) -> Prompt:
+    """Return a prompt of text or of another record as a prompt record without other columns."""
+    return Prompt(prompt=prompt) if isinstance(prompt, str) else Prompt.model_validate(prompt.prompt_columns())
+
+
 def generate_answers(
     model: EvaluatedModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str | PromptFields],
     *,
     max_tokens: int,
     seed: int,
@@ -56,18 +61,18 @@ def generate_answers(
 ) -> list[Completion]:
     """Complete instructions, `per_prompt` consecutive samples each. With a few-shot prefix each is one line."""
     sampling: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+    records = [to_prompt(prompt) for prompt in prompts]
     if model.add_few_shot_prefix is None:
-        records = [Prompt(prompt=prompt) for prompt in prompts]
         completions = generate(model.lm, model.tokenizer, records, per_prompt=per_prompt, **sampling)
         results = [(completion.text, completion.finish == "stop") for completion in completions]
     else:
-        texts = [model.add_few_shot_prefix(prompt) for prompt in prompts]
+        texts = [model.add_few_shot_prefix(record.prompt) for record in records]
         results = continue_text(model.lm, model.tokenizer, texts, per_text=per_prompt, **sampling)
     fields = {"model": model.name, "sampling": sampling}
-    repeated = [prompt for prompt in prompts for _ in range(per_prompt)]
+    repeated = [record.prompt_columns() for record in records for _ in range(per_prompt)]
     return [
-        Completion(prompt=prompt, completion=text.strip(), finish="stop" if finished else "length", **fields)
-        for prompt, (text, finished) in zip(repeated, results, strict=True)
+        Completion(**columns, completion=text.strip(), finish="stop" if finished else "length", **fields)
+        for columns, (text, finished) in zip(repeated, results, strict=True)
     ]
 
 
