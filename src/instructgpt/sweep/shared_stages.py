@@ -193,6 +193,7 @@ def run_stage(stage: str, config: RunConfig) -> None:
     import torch
 
     from instructgpt import pipeline, pipeline_baselines, pipeline_overoptimization
+    from instructgpt.evaluate.frontier import frontier_prompts
     from instructgpt.train import ppo, pretrain, reward, sft
     from instructgpt.world import World
 
@@ -217,7 +218,9 @@ def run_stage(stage: str, config: RunConfig) -> None:
         ppo.main(stages["rounds"][0].policies[stage])
     elif stage in _BASELINES:
         pipeline_baselines.write_public_tasks(config, World(config.seed), stages)
-        function, arguments = pipeline_baselines.build_baseline_job(stage, config, stages)
+        methods = stages["baselines"]
+        prompts = frontier_prompts(methods["best_of_n"], World(config.seed))
+        function, arguments = pipeline_baselines.build_baseline_job(methods[stage], prompts)
         function(*arguments)
     elif model == "best_of_n":
         out = config.out / "evaluation" / f"{model}.jsonl"
