@@ -1,6 +1,7 @@
 """The frontier: what a judge says of a policy, and the reward model's score of it, over its KL divergence.
 
-In the small world the judge knows the truth; on people's rankings it is a reward model of the other half. Policies are points, with the KL measured on their own samples; best of n is a curve from one set of samples of the
+In the small world the judge knows the truth; on people's rankings it is a reward model of the other half.
+Policies are points, with the KL measured on their own samples; best of n is a curve from one set of samples of the
 start, with the bound on its KL (Gao et al. 2022; Beirami et al. 2024). All see the same prompts, and gains are over the
 start on the same prompts. `measure_frontier` writes one row a point.
 """
