@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +16,8 @@ from instructgpt.report.svg import MUTED_COLOR, create_axes, export_svg, render_
 from instructgpt.sweep.scaling_laws import LAWS, CellCurve, mean_fit
 
 _COLORS = ("#b58a2c", "#2a9d6f", "#3f88c5", "#7b6fc4", "#b9508a", "#d9652e")
+_LABEL_HEIGHT = 0.06
+"""Of a label, as a share of an axis."""
 _METHODS = {"best_of_n": "best of n", "ppo": "PPO", "ppo_ptx": "PPO-ptx"}
 
 
@@ -66,6 +69,7 @@ def _draw_coefficients(method: str, cells: Sequence[CellCurve]) -> list[str]:
     for index, name in enumerate(("α", "β")):
         title = f"{_METHODS[method]}: {name} by parameters"
         ax, canvas = create_axes(title, left_margin=40, height=200, bottom_margin=36)
+        ends: list[tuple[float, int, str]] = []
         for order, prompts in enumerate(sorted({cell.prompts for cell in cells})):
             points = {
                 size: [
@@ -80,11 +84,23 @@ def _draw_coefficients(method: str, cells: Sequence[CellCurve]) -> list[str]:
             ax.plot(measured, [fmean(points[size]) for size in measured], color=shade, linewidth=1.4)
             for size in measured:
                 ax.plot([size] * len(points[size]), points[size], "o", color=shade, markersize=3.5)
-            ax.annotate(f"{prompts}", (measured[-1], fmean(points[measured[-1]])), fontsize=7, color=MUTED_COLOR)
+            ends.append((fmean(points[measured[-1]]), measured[-1], f"{prompts}"))
         ax.set_xscale("log")
+        ax.set_xlim(sizes[0] / 1.2, sizes[-1] * 1.2 * (sizes[-1] / sizes[0]) ** 0.08)  # room for the labels
+        _label_ends(ax, ends)
         ax.set_xticks(sizes, [format_si(size, "").strip() for size in sizes], minor=False)
         ax.set_xticks([], [], minor=True)
         ax.set_xlabel("parameters without embeddings; a line a number of prompts", fontsize=8, labelpad=2)
         ax.locator_params(axis="y", nbins=5)
         panels.append(export_svg(canvas, title))
     return panels
+
+
+def _label_ends(ax: Any, ends: Sequence[tuple[float, int, str]]) -> None:
+    """Write a label right of the end of each line, (y, x, text), none over another."""
+    bottom, top = ax.get_ylim()
+    next_free = -math.inf
+    for y, x, text in sorted(ends):
+        height = max(y, next_free)
+        ax.annotate(text, (x, height), (5, 0), textcoords="offset points", va="center", fontsize=7, color=MUTED_COLOR)
+        next_free = height + _LABEL_HEIGHT * (top - bottom)
