@@ -34,7 +34,7 @@ def write_laws_figure(path: Path, cells: Sequence[CellCurve]) -> None:
         if settings:
             largest = max(settings.values(), key=len)
             panels += _draw_curves(method, largest, colors)
-            if len({cell.size for cell in largest}) > 1:
+            if len({cell.size for cell in largest}) > 2:  # of two sizes the table says as much
                 panels += _draw_coefficients(method, largest)
     title = "Truth over √KL, by parameters" if len(sizes) > 1 else "Truth over √KL"
     legend = [(format_si(size, "").strip(), colors[size], False) for size in sizes] if len(sizes) > 1 else []
