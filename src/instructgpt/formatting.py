@@ -26,15 +26,15 @@ class _Estimate(Protocol):
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """Format 0.726 as `72.6 %`."""
-    return NO_VALUE if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"
+    """Format 0.726 as `72.6 %`, -0.05 as `−5.0 %`."""
+    return NO_VALUE if value is None or math.isnan(value) else f"{decimal(100 * value, digits)} %"
 
 
 def decimal(value: float | None, digits: int = 2) -> str:
     """Format -1234.5 as `−1 234.50`."""
     if value is None or math.isnan(value):
         return NO_VALUE
-    return f"{value:,.{digits}f}".replace(",", " ").replace("-", "−")
+    return f"{value:z,.{digits}f}".replace(",", " ").replace("-", "−")
 
 
 def format_p_value(p: float | None) -> str:
@@ -80,7 +80,7 @@ def percent_interval(estimate: _Estimate | None) -> str:
         return NO_VALUE
     if estimate.low is None or estimate.high is None:
         return percent(estimate.value)
-    return f"{percent(estimate.value)} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+    return f"{percent(estimate.value)} [{decimal(100 * estimate.low, 1)}, {decimal(100 * estimate.high, 1)}]"
 
 
 def decimal_interval(estimate: _Estimate | None, digits: int = 2) -> str:

@@ -6,6 +6,7 @@ from support.site import add_person, client_of
 from support.tasks import hand_in, prompt_batch, take
 
 from instructgpt.label.db.models import Person
+from instructgpt.label.i18n import load_translator
 
 DATABASES = ("sqlite",)
 HERE = "/api/v1/assignments"
@@ -36,9 +37,13 @@ def test_the_page_of_a_held_out_labeler_has_no_screening(site):
         pages = {cohort: client.get(f"/people/{person.id}").text for cohort, person in people.items()}
     assert "0 of 1" in pages["training"]
     assert "0 of 1" not in pages["heldout"]
+    assert "take no screening test" in pages["heldout"]
+    assert ("75 %" in pages["training"], "75 %" in pages["heldout"]) == (True, False)
 
 
 def test_the_list_of_batches_marks_the_screening_test(site):
+    """By its part instead of a purpose, and without a progress: it never ends."""
+    endless = load_translator("en")("batches.everybody")
     with site.database.write() as db:
         prompt_batch(db, "review", tasks=1, screening="sensitive", name="test")
         prompt_batch(db, "review", tasks=1, name="work")
@@ -46,9 +51,9 @@ def test_the_list_of_batches_marks_the_screening_test(site):
         for path in ("/batches", "/overview"):
             rows = [row.split("</tr>")[0] for row in client.get(path).text.split("<tr>") if 'href="/batches/' in row]
             marked = {
-                name: ("Screening: sensitive" in row, "Training" in row)
+                name: ("Screening: sensitive" in row, endless in row, "Training" in row, "<meter" in row)
                 for row in rows
                 for name in (">test<", ">work<")
                 if name in row
             }
-            assert marked == {">test<": (True, False), ">work<": (False, True)}, path
+            assert marked == {">test<": (True, True, False, False), ">work<": (False, False, True, True)}, path

@@ -38,6 +38,14 @@ def test_korean_is_korean():
     assert len(own_names) < len(load_translator("ko").messages) / 20, own_names
 
 
+def test_korean_has_one_word_for_a_thing():
+    """Labelers and labels are spelled in one way, and a cohort is no declared group (집단)."""
+    korean = load_translator("ko").messages
+    assert not {key for key, said in korean.items() if re.search("레이블|홀드아웃|평가자|작업자", said)}
+    cohorts = {key for key, said in load_translator("en").messages.items() if re.search(r"\b[Cc]ohorts?\b", said)}
+    assert {key for key in cohorts if "집단" in korean[key]} == set()
+
+
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: str(path.relative_to(LABEL)))
 def test_template_sentences_exist(template):
     named = re.findall(r"""\b(?:t|sentence)\((?:t, )?["']([\w.]+)["'](?=[,)])""", template.read_text(encoding="utf-8"))

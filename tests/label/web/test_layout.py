@@ -22,6 +22,21 @@ COVERED = """element => {
     const box = element.getBoundingClientRect(), top = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
     return !(element === top || element.contains(top) || top?.contains(element));
 }"""
+CUT_TEXTS = """chart => {
+    const frame = chart.getBoundingClientRect(), cut = [];
+    const meets = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1;
+    const texts = [...chart.querySelectorAll("text")].filter(text => text.getClientRects().length);
+    const lines = [...chart.querySelectorAll("line:not([stroke-dasharray])")];
+    for (const text of texts) {
+        const box = text.getBoundingClientRect();
+        // half a pixel: boxes are rounded
+        const isInside = box.left >= frame.left - .5 && box.right <= frame.right + .5 && box.top >= frame.top - .5
+            && box.bottom <= frame.bottom + .5;
+        const others = [...texts.filter(other => other !== text), ...lines];
+        if (!isInside || others.some(other => meets(box, other.getBoundingClientRect()))) cut.push(text.textContent);
+    }
+    return cut;
+}"""
 LINES = """line => Math.round(line.getBoundingClientRect().height / parseFloat(getComputedStyle(line).lineHeight))"""
 
 
@@ -123,6 +138,25 @@ def test_the_head_of_a_task_on_a_phone(language, browser, server, watched):  # n
             assert 0 <= box["y"] < 400, f"{selector} scrolls away at {width} pixels"
             assert not page.locator(selector).evaluate(COVERED)
         page.context.close()
+
+
+def test_charts_on_a_phone_show_every_letter(browser, server, watched):  # noqa: F811
+    """No text of a chart leaves it, meets another or a line; days are written in the page's language."""
+    context = browser.new_context(viewport={"width": 390, "height": 844}, locale="ko", has_touch=True, is_mobile=True)
+    watched.watch(context, server.url)
+    sign_in(context, server, add_person(server.site, "olaf", role="owner", language="ko"))
+    page = context.new_page()
+    page.goto(f"{server.url}/quality")
+    labelers = page.locator("a[href^='/quality/labelers/']").all()
+    paths = [labeler.get_attribute("href") for labeler in labelers if "van der Woude" in labeler.inner_text()]
+    for path in ("/overview", "/quality", paths[0]):
+        page.goto(server.url + path)
+        charts = page.locator("svg.chart")
+        assert charts.count(), path
+        for chart in charts.all():
+            assert chart.evaluate(CUT_TEXTS) == [], path
+        days = page.locator("main time").all_inner_texts()
+        assert not [day for day in days if re.search(r"\d{4}-\d\d", day)], path
 
 
 def test_what_owners_come_for_is_in_sight(browser, server, watched):  # noqa: F811

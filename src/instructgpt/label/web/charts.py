@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
+from unicodedata import east_asian_width
 
 from fastapi.responses import StreamingResponse
 from markupsafe import Markup, escape
@@ -30,8 +31,10 @@ from instructgpt.formatting import percent_interval as percent_interval
 if TYPE_CHECKING:
     from instructgpt.statistics.intervals import Estimate
 
-_CHART_WIDTH, _ROW_HEIGHT, _NAME_WIDTH, _VALUE_WIDTH = 640, 26, 190, 130
-"""Of a figure, in SVG units: its width, a row's height, the room for a row's name and for its number."""
+_CHART_WIDTH, _ROW_HEIGHT, _VALUE_WIDTH = 640, 26, 130
+"""Of a figure, in SVG units: its width, a row's height, the room for a row's number."""
+_LETTER_WIDTH, _MIN_NAME_WIDTH, _MAX_NAME_WIDTH = 12.0, 120.0, 330.0
+"""Of a letter on a phone, where owner.css enlarges the letters; the room for the names of rows."""
 
 
 def interval_chart(
@@ -48,11 +51,13 @@ def interval_chart(
     """
     ends = [end for _, estimate in rows for end in (estimate.low, estimate.value, estimate.high) if end is not None]
     low, high = min([low, *(math.floor(10 * end) / 10 for end in ends)]), max([high, *ends])
-    plot_width = _CHART_WIDTH - _NAME_WIDTH - _VALUE_WIDTH
+    names = [_truncate_name(name) for name, _ in rows]
+    name_width = min(max([_MIN_NAME_WIDTH, *(_text_width(name) + 14 for name in names)]), _MAX_NAME_WIDTH)
+    plot_width = _CHART_WIDTH - name_width - _VALUE_WIDTH
     height = _ROW_HEIGHT * len(rows) + 22
 
     def x(value: float) -> float:
-        return round(_NAME_WIDTH + plot_width * (min(max(value, low), high) - low) / (high - low), 1)
+        return round(name_width + plot_width * (min(max(value, low), high) - low) / (high - low), 1)
 
     parts: list[str] = []
     if band:
@@ -61,9 +66,9 @@ def interval_chart(
     if reference_line is not None:
         position = x(reference_line)
         parts.append(_line(position, position, 0, height - 20, 'class="axis" stroke-dasharray="3 3"'))
-    for index, (name, estimate) in enumerate(rows):
+    for index, (name, (_, estimate)) in enumerate(zip(names, rows, strict=True)):
         y = _ROW_HEIGHT * index + _ROW_HEIGHT / 2
-        parts.append(_text(_NAME_WIDTH - 10, y + 4, _truncate_name(name), "end"))
+        parts.append(_text(name_width - 10, y + 4, name, "end"))
         if estimate.value is None:
             continue
         if estimate.low is not None and estimate.high is not None:
@@ -78,7 +83,7 @@ def bar_chart(
     values: Sequence[float], names: Sequence[str], title: str, expected: Sequence[float] | None = None, digits: int = 0
 ) -> Markup:
     """Draw columns; `expected` values are lines across them."""
-    height, baseline, max_height = 150, 122, 104
+    height, baseline, max_height = 158, 130, 104
     max_value = max([*values, *(expected or ()), 1e-9])
     step = _CHART_WIDTH / max(len(values), 1)
     parts: list[str] = []
@@ -89,15 +94,17 @@ def bar_chart(
         width = round(step * 0.7, 1)
         box = f'x="{start_x}" y="{baseline - bar_height}" width="{width}" height="{bar_height}"'
         parts.append(f'<rect {box} rx="2" class="bar"/>')
+        top = baseline - bar_height
         if expected:
             y = round(baseline - max_height * expected[index] / max_value, 1)
             parts.append(_line(start_x - 3, start_x + width + 3, y, y, 'class="whisker"'))
+            top = min(top, y)
         if value and len(values) <= 16:
-            parts.append(_text(center, baseline - bar_height - 5, decimal(value, digits), "middle"))
+            parts.append(_centered_text(center, round(top - 5, 1), decimal(value, digits)))
         if index % label_interval == 0:
             # on narrow screens the style sheet hides every second name of a long chart
             is_second = len(values) > 8 and index // label_interval % 2
-            parts.append(_text(center, height - 10, name, "middle", ' class="second"' if is_second else ""))
+            parts.append(_centered_text(center, height - 10, name, ' class="second"' if is_second else ""))
     parts.append(_line(0, _CHART_WIDTH, baseline, baseline, 'class="axis"'))
     return _render_svg(parts, height, title)
 
@@ -105,6 +112,17 @@ def bar_chart(
 def _text(x: float, y: float, text: str, anchor: str = "", attributes: str = "") -> str:
     anchor = f' text-anchor="{anchor}"' if anchor else ""
     return f'<text x="{x}" y="{y}"{anchor}{attributes}>{escape(text)}</text>'
+
+
+def _centered_text(x: float, y: float, text: str, attributes: str = "") -> str:
+    """Return a text around `x`, moved where it would leave the chart."""
+    half = _text_width(text) / 2
+    return _text(round(min(max(x, half), max(_CHART_WIDTH - half, half)), 1), y, text, "middle", attributes)
+
+
+def _text_width(text: str) -> float:
+    """Estimate the room for a text on a phone; letters of East Asian scripts are twice as wide."""
+    return _LETTER_WIDTH * sum(2 if east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def _line(x1: float, x2: float, y1: float, y2: float, attributes: str) -> str:
@@ -129,8 +147,13 @@ def _render_svg(parts: Iterable[str], height: float, title: str) -> Markup:
     return Markup(f'<div class="scroll">{svg}</div>')
 
 
-def _truncate_name(text: str, max_length: int = 26) -> str:
-    return text if len(text) <= max_length else text[: max_length - 1] + "…"
+def _truncate_name(text: str) -> str:
+    room = _MAX_NAME_WIDTH - 14
+    if _text_width(text) <= room:
+        return text
+    while text and _text_width(f"{text}…") > room:
+        text = text[:-1]
+    return f"{text}…"
 
 
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")

@@ -100,6 +100,11 @@ def _time_element(time_ms: int) -> Markup:
     return Markup('<time datetime="{}">{}</time>').format(attribute, text)
 
 
+def _day_element(time_ms: int) -> Markup:
+    # page.js writes the day, which is one of UTC, in the page's language
+    return Markup('<time datetime="{0}">{0}</time>').format(f"{datetime.fromtimestamp(time_ms / 1000, UTC):%Y-%m-%d}")
+
+
 def _translate_markup(translator: Translator, key: str, **values: Any) -> Markup:
     """Fill a sentence's slots with HTML elements; strings are escaped."""
     return escape(translator.messages[key]).format(**values)
@@ -138,7 +143,7 @@ def label_name(translator: Translator, name: str, questions: Mapping[str, LabelQ
     return question_text(translator, questions.get(name, name), is_short=True)
 
 
-_TEMPLATES.filters["when"] = _time_element
+_TEMPLATES.filters |= {"when": _time_element, "day": _day_element}
 _TEMPLATES.globals |= {
     "sentence": _translate_markup,
     "charts": charts,

@@ -10,8 +10,7 @@ export function t(key, values = {}) {
 
 /** Format a time of day (ms since 1970) in the browser's time zone. */
 export function formatTime(timeMs, seconds = true) {
-  const options = { hour: "2-digit", minute: "2-digit", ...(seconds ? { second: "2-digit" } : {}), hourCycle: "h23" };
-  return new Intl.DateTimeFormat(document.documentElement.lang, options).format(timeMs);
+  return new Intl.DateTimeFormat(document.documentElement.lang, { timeStyle: seconds ? "medium" : "short" }).format(timeMs);
 }
 
 /** Create an element. Attributes that start with "on" are listeners; children that are strings stay text. */

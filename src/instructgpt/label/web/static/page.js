@@ -9,8 +9,12 @@ for (const scrollable of document.querySelectorAll(".scroll, .side, .full-text")
   if (scrollable.scrollWidth > scrollable.clientWidth && !scrollable.hasAttribute("tabindex")) scrollable.tabIndex = 0;
 }
 
-const dateFormat = new Intl.DateTimeFormat(document.documentElement.lang, { dateStyle: "medium", timeStyle: "short" });
-for (const time of document.querySelectorAll("time[datetime]")) time.textContent = dateFormat.format(new Date(time.dateTime));
+const timeFormat = new Intl.DateTimeFormat(document.documentElement.lang, { dateStyle: "medium", timeStyle: "short" });
+const dayFormat = new Intl.DateTimeFormat(document.documentElement.lang, { dateStyle: "medium", timeZone: "UTC" });
+for (const time of document.querySelectorAll("time[datetime]")) {
+  // A day without a time is one of UTC, and the same in every time zone.
+  time.textContent = (time.dateTime.includes("T") ? timeFormat : dayFormat).format(new Date(time.dateTime));
+}
 
 for (const currentLink of document.querySelectorAll(".top nav a[aria-current]")) {
   const nav = currentLink.parentElement;

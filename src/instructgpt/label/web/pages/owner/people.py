@@ -251,7 +251,7 @@ def _render_person_page(
     site = get_site(request)
     with site.database.read() as db:
         person = or_404(db.get(Person, person_id))
-        is_labeler = person.role == "labeler"
+        is_screened = person.role == "labeler" and person.cohort == "training"
         return render_page(
             request,
             "owner/person.html",
@@ -262,8 +262,8 @@ def _render_person_page(
             has_mail=site.settings.mail is not None,
             roles=PERSON_ROLES,
             names={row.id: row.name for row in db.scalars(select(Person).where(Person.role != "labeler"))},
-            parts=screening.get_screening_progress(db, person) if is_labeler and person.cohort == "training" else [],
-            metrics=screening.compute_screening_metrics(db, person) if is_labeler else {},
+            parts=screening.get_screening_progress(db, person) if is_screened else [],
+            metrics=screening.compute_screening_metrics(db, person) if is_screened else {},
             decisions=screening.list_decisions(db, person),
             sign_ins=accounts.list_active_sessions(db, site.settings, person, current_time_ms()),
             verdicts=list(screening.allowed_verdicts(person)),
