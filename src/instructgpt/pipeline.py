@@ -40,6 +40,13 @@ from instructgpt.label.simulation.site_labelers import SiteLabelers
 from instructgpt.models.policy import context_length, load_tokenizer, pick_device
 from instructgpt.models.reward_model import ScalarModel, load_reward_model
 from instructgpt.pipeline_baselines import draw_frontier, examine_best_of_n, train_baselines
+from instructgpt.pipeline_file_baselines import (
+    check_file_baselines,
+    draw_file_frontier,
+    train_file_baselines,
+    write_frontier_prompts,
+    write_halves,
+)
 from instructgpt.pipeline_overoptimization import measure_baseline, measure_overoptimization
 from instructgpt.records import (
     Cohort,
@@ -64,6 +71,7 @@ from instructgpt.run.lineage import named_inputs
 from instructgpt.sampling.completions import generate, retokenize_for
 from instructgpt.stage_configs import (
     BEST_POLICY,
+    JUDGE,
     POLICIES,
     RankingsConfig,
     Round,
@@ -145,6 +153,8 @@ def build_from_files(config: RunConfig, stages: dict[str, Any]) -> list[ResultRo
     if config.base is None:
         pretrain.main(stages["pretrain"])
     sft.main(stages["start"])
+    if config.baselines:
+        write_halves(config, stages["reward"])
     reward.main(stages["reward"])
     files = get_input_files(config)
     records = read_all_records(Prompt, files["prompts"], SkippedLines())
@@ -152,6 +162,11 @@ def build_from_files(config: RunConfig, stages: dict[str, Any]) -> list[ResultRo
     write_records(files["ppo"][0], [prompt for prompt in prompts if not is_heldout(prompt.prompt)])
     policies = [name for name in POLICIES if name in stages]
     run_processes(config.processes, [(ppo.main, (stages[name],)) for name in policies])
+    methods: dict[str, Any] = {}
+    if config.baselines:
+        frontier_prompts = write_frontier_prompts(config, stages["baselines"]["best_of_n"])
+        methods = train_file_baselines(config, stages["baselines"], frontier_prompts)
+        reward.main(stages[JUDGE])
     reward_model = load_reward_model(stages["reward"].out, pick_device(config.device))
     rankings = read_all_records(Ranking, stages["reward"].validation or files["rankings"], SkippedLines())
     if not stages["reward"].validation:
@@ -159,9 +174,13 @@ def build_from_files(config: RunConfig, stages: dict[str, Any]) -> list[ResultRo
     rows = measure_reward_model(reward_model, rankings)
     models = {"base": stages["start"].base, "sft": stages["start"].out}
     models |= {name: stages[name].out for name in policies}
+    models |= {name: stage.out for name, stage in methods.items() if name != "best_of_n"}
     file = config.out / "evaluation" / "preference" / "rankings.jsonl"
     settings = {"max_tokens": stages[policies[-1]].max_tokens, "seed": config.seed, "device": config.device}
-    return rows + compare_models_with_reward_model(reward_model, models, prompts, file, **settings)
+    rows += compare_models_with_reward_model(reward_model, models, prompts, file, **settings)
+    if config.baselines:
+        rows += draw_file_frontier(config, stages, methods, frontier_prompts, rankings)
+    return rows
 
 
 # --- the small world ---------------------------------------------------------------------------------------------
@@ -413,6 +432,8 @@ def check_input_files(config: RunConfig, stages: dict[str, Any]) -> None:
     for name, (record_class, stage) in readers.items():
         skipped = SkippedLines(getattr(stages.get(stage), "skip_bad", False))
         read_all_records(record_class, files[name], skipped, None if record_class is Document else check)
+    if config.baselines:
+        check_file_baselines(config, stages["reward"])
 
 
 def measure_reward_model(reward_model: ScalarModel, rankings: Sequence[Ranking]) -> list[ResultRow]:

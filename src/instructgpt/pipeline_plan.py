@@ -83,7 +83,8 @@ def move_to_base(run: RunConfig) -> dict[str, StageConfig]:
     stages = build_stage_configs(run.model_copy(update={"auto_bf16": False}) if is_gpu else run)
     prompts = get_input_files(run)["demonstrations"]
     moved: dict[str, StageConfig] = {"start": stages["start"]}
-    moved["reward"] = stages["reward"].model_copy(update={"base": run.base})
+    # With --baselines reward model and judge have half of the rankings each: together as one of all.
+    moved["reward"] = stages["reward"].model_copy(update={"base": run.base, "data": get_input_files(run)["rankings"]})
     for name in POLICIES:
         if name in stages:
             models = {"policy": run.base, "reward": (run.base,), "prompts": prompts}

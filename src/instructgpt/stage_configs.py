@@ -28,10 +28,16 @@ _EXPERT_ITERATION_DEFAULTS = {"n": 8, "lr": 3e-4}
 on validation prompts (bench/baseline_search.py)."""
 REWARD_BASE_FOLDER = "reward_base"
 """Directory of the reward model's own trunk."""
-_FRONTIER_POLICIES = 4
+JUDGE = "judge"
+"""Stage of the second reward model of --baselines on your own files."""
+_FILE_SAMPLES = 64
+"""Samples of best of n with your own files, whose models take longer than the small world's."""
+FRONTIER_POLICIES = 4
 """Policies that PPO and DPO save along a run with --baselines."""
 _OVEROPTIMIZATION_POLICIES = 12
 """The same with --overoptimization."""
+_MethodSettings = dict[str, tuple[type[StageConfig], dict[str, Any]]]
+"""Config class and settings of the stage of each method."""
 _ROUND_SEEDS = 1_000_003
 """Distance of two rounds' seeds of candidates and labelers: a prompt that returns gets other completions and noise."""
 
@@ -100,10 +106,7 @@ def build_stage_configs(config: RunConfig) -> dict[str, Any]:
         text = {"corpus": files["corpus"]}
         stages["pretrain"] = build_section(config, PretrainConfig, "pretrain", base, text | processes)
     if config.has_files:
-        stages["reward"] = build_reward_stage(config, config.out, find_reward_base(config), files["rankings"])
-        best = BEST_POLICY if config.corpus else "ppo"
-        names = [name for name in POLICIES if name == best or name in config.stages]
-        return stages | {name: build_policy_stage(config, name, config.out, files["ppo"]) for name in names}
+        return stages | build_file_stages(config)
     if "reward_pretrain" in config.stages:
         stages["reward_pretrain"] = build_reward_pretraining(config)
     stages["rounds"] = build_rounds(config)
@@ -116,33 +119,55 @@ def build_stage_configs(config: RunConfig) -> dict[str, Any]:
     return stages
 
 
+def build_file_stages(config: RunConfig) -> dict[str, Any]:
+    """Return the config of the stages after the start, of a run on your own files.
+
+    With --baselines the reward model has the first half of the rankings, and the judge, the same stage, the second.
+    """
+    files = get_input_files(config)
+    rankings = files["proxy_rankings" if config.baselines else "rankings"]
+    reward = build_reward_stage(config, config.out, find_reward_base(config), rankings)
+    best = BEST_POLICY if config.corpus else "ppo"
+    names = [name for name in POLICIES if name == best or name in config.stages]
+    policies = {name: build_policy_stage(config, name, config.out, files["ppo"]) for name in names}
+    stages: dict[str, Any] = {"reward": reward, **policies}
+    if config.baselines:
+        update = {"out": config.out / JUDGE, "data": files["judge_rankings"]}
+        stages |= {JUDGE: reward.model_copy(update=update)}
+        stages["baselines"] = build_file_baselines(config, policies[names[-1]])
+    return stages
+
+
+def build_file_baselines(config: RunConfig, ppo: PPOConfig) -> dict[str, Any]:
+    """Return the config of every method on your own files: SFT on public tasks only where its section names data.
+
+    DPO and expert iteration have the options of their commands.
+    """
+    files = get_input_files(config)
+    settings = _method_settings(config, files["proxy_rankings"], config.out / "reward", files["ppo"], ppo.max_tokens)
+    settings["best_of_n"][1]["samples"] = _FILE_SAMPLES
+    if "public_tasks" in config.stages:
+        settings["public_tasks"] = SFTConfig, {"base": config.base or str(config.out / "base"), "keep": "last"}
+    return {
+        name: build_section(config, config_class, name, config.out / name, options)
+        for name, (config_class, options) in settings.items()
+    }
+
+
 def build_baselines(config: RunConfig, round_: Round, sft: SFTConfig) -> dict[str, Any]:
     """Return the config of every method that PPO is compared with, by name: same start, rankings and prompts.
 
     SFT on public tasks starts from the base, as SFT does, and takes as many optimizer steps.
     """
-    start, ppo = str(config.out / "start"), round_.policies["ppo"]
-    settings: dict[str, tuple[type[StageConfig], dict[str, Any]]] = {
-        "public_tasks": (
-            SFTConfig,
-            {"base": sft.base, "data": (config.out / "world" / "public_tasks.jsonl",), "keep": "last", "epochs": 1}
-            | {
-                name: value
-                for name, value in config.stages.get("sft", {}).items()
-                if name in ("batch", "lr", "dropout")
-            },
-        ),
-        "dpo": (DPOConfig, {"policy": start, "data": (round_.rankings,), **_DPO_DEFAULTS}),
-        "expert_iteration": (
-            ExpertIterationConfig,
-            {"policy": start, "reward": str(round_.reward.out), "prompts": (round_.ppo_prompts,)}
-            | {"max_tokens": ppo.max_tokens, **_EXPERT_ITERATION_DEFAULTS},
-        ),
-        "best_of_n": (
-            BestOfNConfig,
-            {"policy": start, "reward": str(round_.reward.out), "max_tokens": ppo.max_tokens},
-        ),
+    length = round_.policies["ppo"].max_tokens
+    public = {"base": sft.base, "data": (config.out / "world" / "public_tasks.jsonl",), "keep": "last", "epochs": 1}
+    public |= {
+        name: value for name, value in config.stages.get("sft", {}).items() if name in ("batch", "lr", "dropout")
     }
+    settings: _MethodSettings = {"public_tasks": (SFTConfig, public)}
+    settings |= _method_settings(config, [round_.rankings], round_.reward.out, [round_.ppo_prompts], length)
+    settings["dpo"][1].update(_DPO_DEFAULTS)
+    settings["expert_iteration"][1].update(_EXPERT_ITERATION_DEFAULTS)
     stages = {
         name: build_section(config, config_class, name, config.out / name, options)
         for name, (config_class, options) in settings.items()
@@ -150,8 +175,21 @@ def build_baselines(config: RunConfig, round_: Round, sft: SFTConfig) -> dict[st
     dpo: DPOConfig = stages["dpo"]
     if not dpo.save_every:
         steps = dpo.epochs * config.ranking_prompts // dpo.batch
-        stages["dpo"] = dpo.model_copy(update={"save_every": max(1, steps // _FRONTIER_POLICIES)})
+        stages["dpo"] = dpo.model_copy(update={"save_every": max(1, steps // FRONTIER_POLICIES)})
     return stages
+
+
+def _method_settings(
+    config: RunConfig, rankings: Sequence[Path], reward: Path, prompts: Sequence[Path], max_tokens: int
+) -> _MethodSettings:
+    """Return class and settings of the methods that have PPO's start, rankings, reward model and prompts."""
+    start = {"policy": str(config.out / "start")}
+    scored = start | {"reward": str(reward), "max_tokens": max_tokens}
+    return {
+        "dpo": (DPOConfig, start | {"data": tuple(rankings)}),
+        "expert_iteration": (ExpertIterationConfig, scored | {"prompts": tuple(prompts)}),
+        "best_of_n": (BestOfNConfig, scored),
+    }
 
 
 def build_section(
@@ -241,7 +279,7 @@ def build_policy_stage(
         settings["pretraining"] = get_input_files(config)["corpus"]
     stage: PPOConfig = build_section(config, PPOConfig, name, folder / name, settings)
     if (config.baselines or config.overoptimization) and not stage.save_every:  # points of the frontier
-        points = _OVEROPTIMIZATION_POLICIES if config.overoptimization else _FRONTIER_POLICIES
+        points = _OVEROPTIMIZATION_POLICIES if config.overoptimization else FRONTIER_POLICIES
         stage = stage.model_copy(update={"save_every": max(1, stage.updates // points)})
     return stage
 
@@ -398,7 +436,9 @@ def get_input_files(config: RunConfig) -> dict[str, tuple[Path, ...]]:
     names = ("corpus", "demonstrations", "rankings")
     files = {name: tuple(config.data / path for path in getattr(config, name)) for name in names}
     prompts = tuple(config.data / path for path in config.prompts) or files["demonstrations"]
-    return files | {"prompts": prompts, "ppo": (config.out / "prompts" / "training.jsonl",)}
+    written = {"ppo": "prompts/training", "validation": "prompts/validation", "test": "prompts/test"}
+    written |= {"proxy_rankings": "rankings/proxy", "judge_rankings": "rankings/judge"}
+    return files | {"prompts": prompts} | {name: (config.out / f"{path}.jsonl",) for name, path in written.items()}
 
 
 def get_world_files(folder: Path) -> dict[str, Path]:

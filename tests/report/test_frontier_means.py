@@ -14,6 +14,7 @@ from scipy import stats
 from instructgpt.report.comparison import ComparedRun, RunGroup
 from instructgpt.report.frontier_means import mean_frontier
 from instructgpt.report.sections.frontier import compared_frontier_sections
+from instructgpt.results import ResultRow
 
 
 def point(label: str, gain: float, deviation: float, kl: float = 1.0, win_rate: float = 0.6) -> dict[str, Any]:
@@ -63,3 +64,22 @@ def test_each_group_of_runs_has_a_section() -> None:
     assert second.title.endswith("b")
     assert "intervals over prompts" in first.caption
     assert compared_frontier_sections([RunGroup("other", (without,))]) == []
+
+
+def test_runs_without_a_truth_have_the_judges_mean_accuracy() -> None:
+    runs = []
+    for number, points in enumerate(RUNS):
+        judged = [
+            {k: v for k, v in row.items() if ("utility" not in k and "training" not in k) or k == "training_flops"}
+            | {"win_rate_validation_heldout": 0.6}
+            for row in points
+        ]
+        rows = tuple(
+            ResultRow("frontier", "pair_accuracy", model, "", accuracy + 0.1 * number, None, None, 100)
+            for model, accuracy in (("judge", 0.6), ("reward", 0.55))
+        )
+        runs.append(ComparedRun(Path(f"run-{number}"), f"run-{number}", rows, frontier=tuple(judged)))
+    (section,) = compared_frontier_sections([RunGroup("run", tuple(runs))])
+    assert "orders 65 % of held-out pairs as people do, the proxy 60 %" in section.caption.replace("\xa0", " ")
+    assert "judge's score was still at its best" in section.headline
+    assert len(section.tables[0].head) == 5  # one win rate

@@ -9,7 +9,10 @@ from instructgpt.statistics.intervals import SHARE, mean
 
 Point = Mapping[str, Any]
 _MEASURES = ("utility", "heldout", "score")
-_WIN_RATES = ("win_rate_validation_training", "win_rate_test_training", "win_rate_test_heldout")
+_WIN_RATES = (
+    *("win_rate_validation_training", "win_rate_test_training"),
+    *("win_rate_validation_heldout", "win_rate_test_heldout"),
+)
 _MEANS = ("kl", "sqrt_kl", *_MEASURES, "training_flops", "answer_flops")
 
 
@@ -43,6 +46,7 @@ def _mean_point(points: Sequence[Point]) -> dict[str, Any]:
             pooled[f"{name}_start_sd"] = 1.0
     for name in _WIN_RATES:
         rates = [float(point[name]) for point in points if point.get(name) is not None]
-        rate = mean(rates, range(len(rates)), bounds=SHARE)
-        pooled |= {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
+        if rates:
+            rate = mean(rates, range(len(rates)), bounds=SHARE)
+            pooled |= {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
     return pooled

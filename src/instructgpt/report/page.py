@@ -100,7 +100,7 @@ def _build_sections(
     groups: Sequence[RunGroup],
 ) -> list[Section]:
     rounds = rounds_section(results, run.round_curves)
-    frontiers = compared_frontier_sections(groups) if groups else [*_present(frontier_section(run.frontier))]
+    frontiers = compared_frontier_sections(groups) if groups else [*_present(frontier_section(run.frontier, run.rows))]
     return [
         *build_comparison_sections(groups),
         *_present(samples_section(run)),

@@ -80,7 +80,9 @@ class RunConfig(StageConfig):
         False, description="with --rounds, also spend as many rankings in one round, to compare"
     )
     baselines: bool = Field(
-        False, description="also train DPO, expert iteration, best of n and SFT on public tasks, and draw the frontier"
+        False,
+        description="also train DPO, expert iteration, best of n and SFT on public tasks, and draw the frontier; with your "
+        "own files, a reward model of the other half of the rankings is the judge",
     )
     overoptimization: Literal["best_of_n", "ppo", "ppo_ptx"] | None = Field(
         None,
@@ -116,10 +118,10 @@ class RunConfig(StageConfig):
                 yield f"{flag} has no effect with --{start}: each round needs labelers who rank new completions"
             elif name in self.model_fields_set and name != "rounds" and self.rounds == 1:
                 yield f"{flag} has no effect without --rounds 2 or more"
-        if self.baselines and self.has_files:
-            yield f"--baselines has no effect with --{start}: only in the small world is the truth known"
-        elif self.baselines and self.rounds > 1:
+        if self.baselines and self.rounds > 1 and not self.has_files:
             yield "--baselines has no effect with --rounds 2 or more; run it with one round"
+        if self.baselines and self.has_files and not self.stages.get("public_tasks", {"data": True}).get("data"):
+            yield "section public_tasks needs 'data' with your own files: demonstrations of public tasks"
         for name in BASELINE_SECTIONS:
             if name in self.stages and not self.baselines:
                 yield f"section {name} has no effect without --baselines"

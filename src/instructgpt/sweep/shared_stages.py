@@ -97,6 +97,8 @@ def stage_kinds(config: RunConfig) -> dict[str, StageKind]:
         if config.base is not None:
             del kinds["pretrain"]
             kinds["start"] = StageKind(("start",), (), "start", ("seed",))
+        if config.baselines:
+            del kinds["reward"]  # its half of the rankings is in the run directory
         return kinds
     if config.through_site:  # people and rankings are on a site inside the run directory
         return {}

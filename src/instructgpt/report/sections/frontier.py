@@ -1,10 +1,13 @@
-"""The section on the frontier: truth and proxy of every method over its KL divergence, costs, and win rates."""
+"""The section on the frontier: what a judge says of every method, and its proxy, over its KL divergence, costs, and
+win rates. In the small world the judge knows the truth; on people's rankings it is a second reward model.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from instructgpt.formatting import format_short_number, format_si
@@ -19,41 +22,88 @@ from instructgpt.results import ResultRow
 
 _START = "start"
 _BEST_OF_N = "best_of_n"
-_MEASURES = ("utility", "heldout", "score")
-_WIN_RATES = ("win_rate_test_training", "win_rate_test_heldout")
-_VALIDATION = "win_rate_validation_training"
+_PROXY = "score"
+
+
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """Who says what answers are worth: columns of the points, and texts of the catalog."""
+
+    measures: tuple[str, ...]  # the first one is drawn over KL, proxy and costs
+    win_rates: tuple[str, ...]
+    validation: str  # the win rate that chooses each method's best point
+    texts: str
+
+    @property
+    def measure(self) -> str:
+        return self.measures[0]
+
+    def text(self, key: str, **values: object) -> str:
+        """Return a text of the catalog that depends on the judge."""
+        return translate(f"{self.texts}.{key}", **values)
+
+
+_WORLD = _Judge(
+    ("utility", "heldout"),
+    ("win_rate_test_training", "win_rate_test_heldout"),
+    "win_rate_validation_training",
+    "frontier.world",
+)
+_REWARD_MODEL = _Judge(("heldout",), ("win_rate_test_heldout",), "win_rate_validation_heldout", "frontier.reward_model")
 
 
 def compared_frontier_sections(groups: Sequence[RunGroup]) -> list[Section]:
     """Return a section for each group of runs, with means over those of its runs that have a frontier."""
     sections = []
     for number, group in enumerate(groups, start=1):
-        runs = [run.frontier for run in group.runs if run.frontier]
-        section = frontier_section(mean_frontier(runs), len(runs)) if runs else None
+        runs = [run for run in group.runs if run.frontier]
+        points = mean_frontier([run.frontier for run in runs]) if runs else []
+        section = frontier_section(points, [row for run in runs for row in run.rows], len(runs))
         if section:
             title = section.title if len(groups) == 1 else f"{section.title}: {group.name}"
             sections.append(replace(section, id=section.id if number == 1 else f"{section.id}-{number}", title=title))
     return sections
 
 
-def frontier_section(points: Sequence[Mapping[str, Any]], num_runs: int = 1) -> Section | None:
-    """Return the section, or None without points. `num_runs` is the number of runs that the points are means over."""
+def frontier_section(
+    points: Sequence[Mapping[str, Any]], rows: Sequence[ResultRow] = (), num_runs: int = 1
+) -> Section | None:
+    """Return the section, or None without points.
+
+    Args:
+        points: of one run, or means over runs.
+        rows: results of the runs, for the accuracy of proxy and judge.
+        num_runs: number of runs that the points are means over.
+    """
     methods = [name for name in sort_models(str(point["method"]) for point in points) if name != _START]
     if not methods:
         return None
+    judge = _WORLD if any(point.get(_WORLD.measure) is not None for point in points) else _REWARD_MODEL
     by_method = {name: [point for point in points if point["method"] == name] for name in methods}
     clusters = "frontier.over_prompts" if num_runs == 1 else "frontier.over_runs"
-    intervals = translate(clusters, count=num_runs)
+    caption = judge.text("caption", intervals=translate(clusters, count=num_runs))
+    if judge is _REWARD_MODEL:
+        accuracies = {f"{name}_accuracy": _describe_accuracy(rows, name) for name in ("judge", "reward")}
+        caption = f"{judge.text('who', **accuracies)} {caption}"
     return Section(
         id="frontier",
         title=translate("frontier.title"),
-        headline=" ".join(map(_describe_method, methods, by_method.values())),
+        headline=" ".join(_describe_method(judge, name, by_method[name]) for name in methods),
         paper=translate("frontier.paper"),
-        figure=render_figure(_gain_panels(by_method), model_legend(methods)),
-        caption=translate("frontier.caption", intervals=intervals),
-        extra_figure=render_figure(_cost_panels(by_method), model_legend(methods)),
-        tables=(_win_rate_table(by_method), _points_table(points)),
+        figure=render_figure(_gain_panels(judge, by_method), model_legend(methods)),
+        caption=caption,
+        extra_figure=render_figure(_cost_panels(judge, by_method), model_legend(methods)),
+        tables=(_win_rate_table(judge, by_method), _points_table(judge, points)),
     )
+
+
+def _describe_accuracy(rows: Sequence[ResultRow], model: str) -> str:
+    """Return the share of held-out pairs that a reward model orders as people do, of several runs the mean."""
+    accuracy = [row for row in rows if (row.evaluation, row.metric, row.model) == ("frontier", "pair_accuracy", model)]
+    values = [row.value for row in accuracy if row.value is not None]
+    if len(accuracy) == 1 or not values:
+        return format_estimate(next(iter(accuracy), None))
+    return format_estimate(replace(accuracy[0], value=fmean(values), low=None, high=None))
 
 
 def _gain(point: Mapping[str, Any], measure: str, end: str = "gain") -> float:
@@ -66,17 +116,17 @@ def _gain(point: Mapping[str, Any], measure: str, end: str = "gain") -> float:
 def _gain_curve(method: str, points: Sequence[Mapping[str, Any]], measure: str, x_values: Sequence[float]) -> Curve:
     """Return the curve of a method, from the start, which every method leaves."""
     gains, low, high = ([0.0, *(_gain(p, measure, end) for p in points)] for end in ("gain", "low", "high"))
-    x, is_proxy = [0.0, *x_values], measure == "score"
+    x, is_proxy = [0.0, *x_values], measure == _PROXY
     bands: dict[str, Any] = {} if is_proxy else {"low": low, "high": high}
     return Curve(model_name(method), model_color(method), x, gains, dashed=is_proxy, show_markers=True, **bands)
 
 
-def _gain_panels(by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+def _gain_panels(judge: _Judge, by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     panels = [
-        (translate("frontier.truth_and_proxy"), ("utility", "score"), by_method),
-        (translate("frontier.truth_nearby"), ("utility",), _up_to_policies(by_method)),
-        (translate("frontier.heldout"), ("heldout",), by_method),
+        (judge.text("and_proxy"), (judge.measure, _PROXY), by_method),
+        (judge.text("nearby"), (judge.measure,), _up_to_policies(by_method)),
     ]
+    panels += [(judge.text("heldout"), (measure,), by_method) for measure in judge.measures[1:]]
     return [
         render_line_panel(
             translate("frontier.over_kl", title=title),
@@ -101,13 +151,13 @@ def _up_to_policies(by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> dic
     }
 
 
-def _cost_panels(by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Truth over the proxy's gain, over training FLOPs, and over FLOPs an answer, as powers of ten."""
+def _cost_panels(judge: _Judge, by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Draw the judge's measure over the proxy's gain and, as powers of ten, over training FLOPs and FLOPs an answer."""
     panels = [
         render_line_panel(
-            translate("frontier.truth_over_proxy"),
+            judge.text("over_proxy"),
             [
-                _gain_curve(name, points, "utility", [_gain(point, "score") for point in points])
+                _gain_curve(name, points, judge.measure, [_gain(point, _PROXY) for point in points])
                 for name, points in by_method.items()
             ],
             translate("frontier.gain_axis"),
@@ -122,55 +172,53 @@ def _cost_panels(by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[s
                 model_name(name),
                 model_color(name),
                 [math.log10(float(point[cost])) for point in points if point[cost] > 0],
-                [_gain(point, "utility") for point in points if point[cost] > 0],
+                [_gain(point, judge.measure) for point in points if point[cost] > 0],
                 show_markers=True,
             )
             for name, points in by_method.items()
         ]
         panels.append(
-            render_line_panel(
-                translate("frontier.truth_over", cost=label), curves, translate("frontier.power_axis", cost=label)
-            )
+            render_line_panel(judge.text("over", cost=label), curves, translate("frontier.power_axis", cost=label))
         )
     return panels
 
 
-def _describe_method(method: str, points: Sequence[Mapping[str, Any]]) -> str:
-    """Describe whether truth fell while the method went on."""
-    best, last = max(points, key=lambda point: _gain(point, "utility")), points[-1]
+def _describe_method(judge: _Judge, method: str, points: Sequence[Mapping[str, Any]]) -> str:
+    """Describe whether the judge's measure fell while the method went on."""
+    best, last = max(points, key=lambda point: _gain(point, judge.measure)), points[-1]
     name = model_name(method)[:1].upper() + model_name(method)[1:]
-    value = format_short_number(_gain(last, "utility"))
+    value = format_short_number(_gain(last, judge.measure))
     if best is last:
-        return translate("frontier.still_best", name=name, gain=value)
-    is_worse = _gain(last, "utility", "high") < _gain(best, "utility", "low")
+        return judge.text("still_best", name=name, gain=value)
+    is_worse = _gain(last, judge.measure, "high") < _gain(best, judge.measure, "low")
     verdict = translate("over_optimization.worse") if is_worse else translate("over_optimization.within")
-    best_value = format_short_number(_gain(best, "utility"))
+    best_value = format_short_number(_gain(best, judge.measure))
     kl = format_short_number(float(best["kl"]))
-    return translate("frontier.peak", name=name, kl=kl, best=best_value, last=value, verdict=verdict)
+    return judge.text("peak", name=name, kl=kl, best=best_value, last=value, verdict=verdict)
 
 
 # --- tables --------------------------------------------------------------------------------------------------------
 
 
-def _win_rate_table(by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> ReportTable:
+def _win_rate_table(judge: _Judge, by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> ReportTable:
     """Compare each method's own best point, chosen on validation prompts, and its point nearest to a common KL."""
     policies = [points[-1] for name, points in by_method.items() if name != _BEST_OF_N]
     common_kl = min((float(point["kl"]) for point in policies), default=0.0)
     rows = []
     for method, points in by_method.items():
-        chosen = max(points, key=lambda point: point.get(_VALIDATION) or 0.0)
+        chosen = max(points, key=lambda point: point.get(judge.validation) or 0.0)
         nearest = min(points, key=lambda point: abs(float(point["kl"]) - common_kl))
         for title, point in ((translate("frontier.own_best"), chosen), (translate("frontier.equal_kl"), nearest)):
-            cells = (_format_estimate(point, rate) for rate in _WIN_RATES)
+            cells = (_format_estimate(point, rate) for rate in judge.win_rates)
             rows.append(
                 (model_name(method), title, _point_name(point), format_short_number(float(point["kl"])), *cells)
             )
     return ReportTable(
         translate("frontier.win_rates"),
-        _head("method", "point", "which", "kl", *_WIN_RATES),
+        (*_head("method", "point", "which", "kl"), *(judge.text(f"column.{name}") for name in judge.win_rates)),
         tuple(rows),
         (
-            translate("frontier.own_best_note"),
+            judge.text("own_best_note"),
             translate("frontier.equal_kl_note", kl=format_short_number(common_kl)),
         ),
     )
@@ -199,9 +247,11 @@ def _point_name(point: Mapping[str, Any]) -> str:
     )
 
 
-def _points_table(points: Sequence[Mapping[str, Any]]) -> ReportTable:
+def _points_table(judge: _Judge, points: Sequence[Mapping[str, Any]]) -> ReportTable:
     head = (
-        *_head("method", "point", "kl", *_MEASURES),
+        *_head("method", "point", "kl"),
+        *(judge.text(f"column.{name}") for name in judge.measures),
+        *_head(_PROXY),
         translate("frontier.training_flops"),
         translate("frontier.answer_flops"),
     )
@@ -210,7 +260,7 @@ def _points_table(points: Sequence[Mapping[str, Any]]) -> ReportTable:
             model_name(str(point["method"])),
             _point_name(point),
             ("≤ " if point.get("kl_is_bound") else "") + format_short_number(float(point["kl"])),
-            *(format_short_number(float(point[measure])) for measure in _MEASURES),
+            *(format_short_number(float(point[measure])) for measure in (*judge.measures, _PROXY)),
             *(format_si(float(point[cost])) for cost in ("training_flops", "answer_flops")),
         )
         for point in points
