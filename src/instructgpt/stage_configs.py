@@ -134,17 +134,19 @@ def build_file_stages(config: RunConfig) -> dict[str, Any]:
     if config.baselines:
         update = {"out": config.out / JUDGE, "data": files["judge_rankings"]}
         stages |= {JUDGE: reward.model_copy(update=update)}
-        stages["baselines"] = build_file_baselines(config, policies[names[-1]])
+        stages["baselines"] = build_file_baselines(config, reward, policies[names[-1]])
     return stages
 
 
-def build_file_baselines(config: RunConfig, ppo: PPOConfig) -> dict[str, Any]:
+def build_file_baselines(config: RunConfig, reward: RewardConfig, ppo: PPOConfig) -> dict[str, Any]:
     """Return the config of every method on your own files: SFT on public tasks only where its section names data.
 
     DPO and expert iteration have the options of their commands.
     """
     files = get_input_files(config)
-    settings = _method_settings(config, files["proxy_rankings"], config.out / "reward", files["ppo"], ppo.max_tokens)
+    settings = _method_settings(config, files["proxy_rankings"], reward.out, files["ppo"], ppo.max_tokens)
+    settings["dpo"][1]["skip_bad"] = reward.skip_bad
+    settings["expert_iteration"][1]["skip_bad"] = True  # PPO leaves prompts that are too long out, too
     settings["best_of_n"][1]["samples"] = _FILE_SAMPLES
     if "public_tasks" in config.stages:
         settings["public_tasks"] = SFTConfig, {"base": config.base or str(config.out / "base"), "keep": "last"}

@@ -66,7 +66,8 @@ def test_each_group_of_runs_has_a_section() -> None:
     assert compared_frontier_sections([RunGroup("other", (without,))]) == []
 
 
-def test_runs_without_a_truth_have_the_judges_mean_accuracy() -> None:
+@pytest.mark.parametrize("lowest", [0.51, 0.49])
+def test_runs_without_a_truth_have_the_judges_mean_accuracy(lowest: float) -> None:
     runs = []
     for number, points in enumerate(RUNS):
         judged = [
@@ -75,11 +76,12 @@ def test_runs_without_a_truth_have_the_judges_mean_accuracy() -> None:
             for row in points
         ]
         rows = tuple(
-            ResultRow("frontier", "pair_accuracy", model, "", accuracy + 0.1 * number, None, None, 100)
+            ResultRow("frontier", "pair_accuracy", model, "", accuracy + 0.1 * number, lowest, 0.9, 100)
             for model, accuracy in (("judge", 0.6), ("reward", 0.55))
         )
         runs.append(ComparedRun(Path(f"run-{number}"), f"run-{number}", rows, frontier=tuple(judged)))
     (section,) = compared_frontier_sections([RunGroup("run", tuple(runs))])
     assert "orders 65 % of held-out pairs as people do, the proxy 60 %" in section.caption.replace("\xa0", " ")
+    assert ("no better than a coin" in section.caption) == (lowest < 0.5)
     assert "judge's score was still at its best" in section.headline
     assert len(section.tables[0].head) == 5  # one win rate

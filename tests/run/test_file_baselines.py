@@ -54,10 +54,11 @@ def write_files(folder: Path, num_ranked: int = 120, num_prompts: int = 200) -> 
     rankings = [ranking(row, "ann") for row in columns[:num_ranked]]
     rankings += [ranking(row, "bo", (2, 1, 3)) for row in columns[: num_ranked // 2]]
     rankings += [ranking({"prompt": f"The  CAT {number} "}, "cy") for number in range(num_ranked) if number % 3 == 1]
+    long = [{"prompt": f"{number} " + "the cat " * 300} for number in range(20)]  # no room for an answer
     files = {
         "demonstrations": [{**row, "completion": "the end"} for row in columns[:40]],
         "rankings": rankings,
-        "prompts": columns[:num_prompts],
+        "prompts": columns[:num_prompts] + long,
     }
     words = ["run", "--config", str(folder / "recipe.yaml"), "--out", str(folder / "run"), "--baselines"]
     for name, rows in files.items():
@@ -125,6 +126,8 @@ def test_nothing_is_measured_on_prompts_that_trained(run: Path) -> None:
     assert len(texts["validation"]) == 4
     assert len(texts["test"]) == 7
     assert all(not first & second for first, second in combinations(texts.values(), 2))
+    expert_iteration = json.loads((run / "expert_iteration" / "run.json").read_text())
+    assert expert_iteration["left_out"]["longer than the context"] > 10
     assert all(map(is_heldout, texts["validation"] | texts["test"])), "reward models do not train on these either"
     assert any("messages" in row for row in rows(run / "evaluation" / "frontier" / "test.jsonl"))
 

@@ -19,6 +19,7 @@ from statistics import fmean, stdev
 
 import torch
 
+from instructgpt.errors import InputError
 from instructgpt.evaluate.best_of_n_policy import score_answers
 from instructgpt.evaluate.configs import BestOfNConfig
 from instructgpt.evaluate.frontier_judges import FrontierJudge
@@ -148,6 +149,18 @@ def _collect_samples(
     )
 
 
+def _read_samples(file: Path, prompts: Sequence[Prompt]) -> list[SampledPrompt]:
+    """Return the start's samples.
+
+    Raises:
+        InputError: they are of other prompts.
+    """
+    samples = read_records(SampledPrompt, file)
+    if [sample.bare_prompt for sample in samples] != [prompt.bare_prompt for prompt in prompts]:
+        raise InputError(f"{file}: its samples are of other prompts than the frontier's; restart with --no-resume")
+    return samples
+
+
 def measure_frontier(
     config: BestOfNConfig,
     judge: FrontierJudge,
@@ -168,7 +181,7 @@ def measure_frontier(
     """
     device = pick_device(config.device)
     inputs = FrontierInputs(config, judge, prompts, device, rankings)
-    samples = {split: read_records(SampledPrompt, file) for split, file in sample_start(config, prompts).items()}
+    samples = {split: _read_samples(file, prompts[split]) for split, file in sample_start(config, prompts).items()}
     reward = load_reward_model(config.reward, device)
     points = {split: _measure_points(inputs, reward, policies, split) for split in _SPLITS}
     start_model = EvaluatedModel.load(START, config.policy, device)

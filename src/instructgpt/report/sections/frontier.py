@@ -23,6 +23,7 @@ from instructgpt.results import ResultRow
 _START = "start"
 _BEST_OF_N = "best_of_n"
 _PROXY = "score"
+_CHANCE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,8 @@ def frontier_section(
     caption = judge.text("caption", intervals=translate(clusters, count=num_runs))
     if judge is _REWARD_MODEL:
         accuracies = {f"{name}_accuracy": _describe_accuracy(rows, name) for name in ("judge", "reward")}
-        caption = f"{judge.text('who', **accuracies)} {caption}"
+        caution = judge.text("unproven") + " " if _is_chance(rows) else ""
+        caption = f"{judge.text('who', **accuracies)} {caution}{caption}"
     return Section(
         id="frontier",
         title=translate("frontier.title"),
@@ -97,9 +99,18 @@ def frontier_section(
     )
 
 
+def _find_accuracy(rows: Sequence[ResultRow], model: str) -> list[ResultRow]:
+    return [row for row in rows if (row.evaluation, row.metric, row.model) == ("frontier", "pair_accuracy", model)]
+
+
+def _is_chance(rows: Sequence[ResultRow]) -> bool:
+    """Return whether the judge of a run may be no better than a coin."""
+    return any(row.low is not None and row.low <= _CHANCE for row in _find_accuracy(rows, "judge"))
+
+
 def _describe_accuracy(rows: Sequence[ResultRow], model: str) -> str:
     """Return the share of held-out pairs that a reward model orders as people do, of several runs the mean."""
-    accuracy = [row for row in rows if (row.evaluation, row.metric, row.model) == ("frontier", "pair_accuracy", model)]
+    accuracy = _find_accuracy(rows, model)
     values = [row.value for row in accuracy if row.value is not None]
     if len(accuracy) == 1 or not values:
         return format_estimate(next(iter(accuracy), None))
