@@ -438,9 +438,9 @@ def get_input_files(config: RunConfig) -> dict[str, tuple[Path, ...]]:
     names = ("corpus", "demonstrations", "rankings")
     files = {name: tuple(config.data / path for path in getattr(config, name)) for name in names}
     prompts = tuple(config.data / path for path in config.prompts) or files["demonstrations"]
-    written = {"ppo": "prompts/training", "validation": "prompts/validation", "test": "prompts/test"}
-    written |= {"proxy_rankings": "rankings/proxy", "judge_rankings": "rankings/judge"}
-    return files | {"prompts": prompts} | {name: (config.out / f"{path}.jsonl",) for name, path in written.items()}
+    run_files = {"ppo": "prompts/training", "validation": "prompts/validation", "test": "prompts/test"}
+    run_files |= {"proxy_rankings": "rankings/proxy", "judge_rankings": "rankings/judge"}
+    return files | {"prompts": prompts} | {name: (config.out / f"{path}.jsonl",) for name, path in run_files.items()}
 
 
 def get_world_files(folder: Path) -> dict[str, Path]:

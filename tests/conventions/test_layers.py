@@ -23,7 +23,7 @@ distributed.failures distributed.launch distributed
 train baselines plan
 label
 evaluate report doctor watch serve
-stage_configs pipeline_plan pipeline_baselines pipeline_overoptimization pipeline sweep trl hub
+stage_configs pipeline_plan pipeline_baselines pipeline_file_baselines pipeline_overoptimization pipeline sweep trl hub
 commands flags completion cli __main__
 """
 """From the lowest to the highest: a part may import itself,
