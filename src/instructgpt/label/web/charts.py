@@ -115,9 +115,13 @@ def _text(x: float, y: float, text: str, anchor: str = "", attributes: str = "")
 
 
 def _centered_text(x: float, y: float, text: str, attributes: str = "") -> str:
-    """Return a text around `x`, moved where it would leave the chart."""
+    """Return a text around `x`, or at the side where a phone's larger letters would leave the chart."""
     half = _text_width(text) / 2
-    return _text(round(min(max(x, half), max(_CHART_WIDTH - half, half)), 1), y, text, "middle", attributes)
+    if x < half:
+        return _text(0, y, text, "start", attributes)
+    if x > _CHART_WIDTH - half:
+        return _text(_CHART_WIDTH, y, text, "end", attributes)
+    return _text(x, y, text, "middle", attributes)
 
 
 def _text_width(text: str) -> float:
