@@ -15,7 +15,7 @@ from support.example_run import HOSTILE, make
 from support.pages import DOCS
 
 from instructgpt.errors import InputError
-from instructgpt.formatting import format_large_count, format_training_time
+from instructgpt.formatting import format_large_count, format_training_time, percent_interval
 from instructgpt.records import Ranking, write_records
 from instructgpt.report import curves, lineage, samples, terminal
 from instructgpt.report.findings import check_findings
@@ -26,6 +26,7 @@ from instructgpt.report.results import Results
 from instructgpt.report.sections.training import RUN_FILES
 from instructgpt.report.svg import Bar, Curve, render_bar_panel, render_line_panel, render_svg_file
 from instructgpt.results import ResultRow, read_result_rows, write_result_rows
+from instructgpt.statistics.intervals import Estimate
 
 SECTIONS = [
     "findings",
@@ -462,6 +463,8 @@ def test_samples_are_spread_over_use_cases(run):
         (format_metric_value(0.0, "truthful"), "0\u00a0%"),
         (format_metric_value(4.237, "rating"), "4.24"),
         (format_metric_value(None, "rating"), "–"),
+        (percent_interval(Estimate(0.0219, -0.0496, 0.0931, 30)), "2.2 % [−5.0, 9.3]"),
+        (percent_interval(Estimate(-0.0001, -0.0004, None, 30)), "0.0 %"),
         (format_training_time(75), "75 s"),
         (format_training_time(754), "13 min"),
         (format_training_time(7_500), "2 h 05 min"),
