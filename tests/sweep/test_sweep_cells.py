@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
+from statistics import stdev
 
 import pytest
+from scipy import stats
 
 from instructgpt.cli import parse
 from instructgpt.config import make_config
@@ -15,7 +17,7 @@ from instructgpt.sweep.cli import Sweep, recipe_value
 from instructgpt.sweep.configs import SweepConfig
 from instructgpt.sweep.figure import write_figure
 from instructgpt.sweep.paper_readings import PAPER_FIGURES
-from instructgpt.sweep.table import choose, format_table, resolve_choice
+from instructgpt.sweep.table import choose, format_table, mean_over_seeds, resolve_choice
 
 
 def make_sweep(tmp_path, *vary, recipe="demo", **options):
@@ -299,3 +301,18 @@ def test_a_failed_cell_is_shown_and_made_again_only_with_retry(tmp_path, command
         (claims,) = (tmp_path / "sweep" / "claims").glob("pretrain-*")
         assert len(list(claims.iterdir())) == attempts
         assert "c.txt" in (claims / str(attempts) / "failed.json").read_text()
+
+
+def test_intervals_over_seeds_stay_inside_a_shares_range() -> None:
+    shares = mean_over_seeds("tax:passage_qa:ppo", [0.33, 0.99, 1.0])
+    assert shares.value == pytest.approx(2.32 / 3)
+    assert shares.low is not None
+    assert shares.high is not None
+    assert 0 <= shares.low < 0.33
+    assert 0.99 < shares.high <= 1
+    assert mean_over_seeds("tax:passage_qa:ppo", [1.0, 1.0, 1.0]).low is None
+    loss = mean_over_seeds("tax:heldout_loss:ppo", [0.7, 0.8, 0.9])
+    half = float(stats.t.ppf(0.975, 2)) * 0.1 / 3**0.5
+    assert (loss.low, loss.high) == pytest.approx((0.8 - half, 0.8 + half))
+    gains = mean_over_seeds("overoptimization:truth_gain:best_of_n:end", [-2.0, -0.5, 0.2])
+    assert gains.low == pytest.approx(-2.3 / 3 - float(stats.t.ppf(0.975, 2)) * stdev([-2.0, -0.5, 0.2]) / 3**0.5)

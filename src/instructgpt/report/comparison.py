@@ -189,7 +189,7 @@ def _mean_row(rows: Sequence[ResultRow]) -> ResultRow:
         return (measured or rows)[0]
     if len({row.value for row in measured}) == 1 and all({row.low, row.high} <= {None, row.value} for row in measured):
         return measured[0]  # by definition, as SFT against itself
-    bounds = _find_bounds(measured[0])
+    bounds = find_bounds(measured[0].evaluation, measured[0].metric)
     values = [row.value for row in measured if row.value is not None]
     inside = bounds if bounds and all(bounds[0] <= value <= bounds[1] for value in values) else None
     estimate = mean(values, range(len(values)), bounds=inside)
@@ -203,14 +203,15 @@ def _mean_row(rows: Sequence[ResultRow]) -> ResultRow:
     )
 
 
-def _find_bounds(row: ResultRow) -> Bounds | None:
-    if row.evaluation == DIFFERENCE:
+def find_bounds(evaluation: str, metric: str) -> Bounds | None:
+    """Return the smallest and largest value that a metric can have, or None where it has none."""
+    if evaluation == DIFFERENCE:
         return None
-    if row.metric == "rating":
+    if metric == "rating":
         return RATING
-    if "_minus_" in row.metric or row.metric.endswith("_gain"):
+    if "_minus_" in metric or metric.endswith("_gain"):
         return CORRELATION
-    return SHARE if row.metric not in NON_PERCENT_METRICS else None
+    return SHARE if metric not in NON_PERCENT_METRICS else None
 
 
 def list_differing_options(groups: Sequence[RunGroup]) -> dict[str, list[str]]:

@@ -13,10 +13,9 @@ from typing import Any
 from instructgpt.io import write_text_atomic
 from instructgpt.report.naming import MODEL_COLORS, condition_name, metric_name, model_name, task_name
 from instructgpt.report.svg import MUTED_COLOR, create_axes, export_svg, render_svg_file
-from instructgpt.statistics import intervals
 from instructgpt.sweep.cells import Axis
 from instructgpt.sweep.paper_readings import PAPER_FIGURES, PaperCurve
-from instructgpt.sweep.table import CellRow, format_value, to_value
+from instructgpt.sweep.table import CellRow, format_value, mean_over_seeds, to_value
 
 _COLORS = ("#2a9d6f", "#d9652e", "#3f88c5", "#b58a2c", "#7b6fc4", "#b9508a")
 _LOG_RATIO = 8.0
@@ -27,6 +26,7 @@ _LOG_RATIO = 8.0
 class SeedCurve:
     """A line of a panel: at each place on the horizontal axis the values of all seeds."""
 
+    metric: str
     label: str
     color: str
     places: Sequence[float]
@@ -105,7 +105,7 @@ def _collect_curves(rows: Sequence[CellRow], axes: Sequence[Axis], placing: Plac
         label = ", ".join(part for part in (model_name(model) if len(names) > 1 else "", combination) if part)
         color = MODEL_COLORS.get(model, _COLORS[0]) if not combination else _COLORS[position % len(_COLORS)]
         places = sorted(points)
-        curves.append(SeedCurve(label, color, places, [points[place] for place in places]))
+        curves.append(SeedCurve(name, label, color, places, [points[place] for place in places]))
     return curves
 
 
@@ -140,7 +140,7 @@ def _render_panel(
     if paper is not None:
         _draw_paper(ax, *paper)
     for curve in curves:
-        means = [intervals.mean(values, range(len(values))) for values in curve.values]
+        means = [mean_over_seeds(curve.metric, values) for values in curve.values]
         ax.plot(curve.places, [estimate.value for estimate in means], color=curve.color, linewidth=1.6, zorder=3)
         for place, values, estimate in zip(curve.places, curve.values, means, strict=True):
             ax.plot([place] * len(values), values, "o", color=curve.color, markersize=4, alpha=0.7, zorder=4)

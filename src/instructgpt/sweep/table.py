@@ -13,10 +13,12 @@ from typing import Any
 from instructgpt.errors import InputError
 from instructgpt.formatting import format_seconds
 from instructgpt.io import format_json_line, write_text_atomic
+from instructgpt.report.comparison import find_bounds
 from instructgpt.results import read_result_rows
 from instructgpt.run.configs import STAGE_SECTIONS
 from instructgpt.run.directory import read_jsonl_log, read_run_record
 from instructgpt.statistics import intervals
+from instructgpt.statistics.intervals import Estimate
 from instructgpt.sweep.cells import Axis
 
 _DIRECTORIES = {"base": "pretrain", "reward_base": "reward_pretrain"} | {
@@ -162,7 +164,7 @@ def format_table(
     for values, cells in group_by_values(row for row in rows if not row["fresh"]):
         finished = [row for row in cells if row["state"] == "done"]
         seeds = str(len(cells)) if len(finished) == len(cells) else f"{len(finished)} of {len(cells)}"
-        numbers = [format_mean([row["metrics"].get(metric) for row in finished]) for metric in metrics]
+        numbers = [format_mean(metric, [row["metrics"].get(metric) for row in finished]) for metric in metrics]
         lines.append(f"| {' | '.join([*map(format_value, values.values()), seeds, *numbers])} |")
     lines += ["", *_describe_choice(rows, choice)]
     lines += [
@@ -186,16 +188,28 @@ def _describe_choice(rows: Sequence[CellRow], choice: SweepChoice | None) -> lis
     if fresh_rows:
         numbers = [row["metrics"].get(choice.metric) for row in fresh_rows]
         seeds = ", ".join(str(row["seed"]) for row in fresh_rows)
-        lines.append(f"- the chosen one on seeds {seeds}, which chose nothing: {format_mean(numbers)}")
+        lines.append(f"- the chosen one on seeds {seeds}, which chose nothing: {format_mean(choice.metric, numbers)}")
     return lines
 
 
-def format_mean(numbers: Sequence[float | None]) -> str:
+def mean_over_seeds(metric: str, numbers: Sequence[float]) -> Estimate:
+    """Return the mean of a metric of sweep.jsonl over seeds; intervals of shares and ratings stay inside their range.
+
+    Equal numbers of all seeds have no interval.
+    """
+    evaluation, *details = metric.split(":")
+    bounds = find_bounds(evaluation, details[0]) if len(details) > 1 and evaluation != "overoptimization" else None
+    if bounds is not None and (len(set(numbers)) == 1 or not all(bounds[0] <= n <= bounds[1] for n in numbers)):
+        bounds = None
+    return intervals.mean(numbers, range(len(numbers)), bounds=bounds)
+
+
+def format_mean(metric: str, numbers: Sequence[float | None]) -> str:
     """Format a mean over seeds with its 95 % interval."""
     measured = [number for number in numbers if number is not None]
     if not measured:
         return "–"
-    estimate = intervals.mean(measured, range(len(measured)))
+    estimate = mean_over_seeds(metric, measured)
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:.4g}"
     return f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
