@@ -97,7 +97,7 @@ def measure_points(run: Path, points: Sequence[FrontierPolicy], device_name: str
     world, device = World(config.seed), pick_device(device_name)
     prompts = frontier_prompts(best, world)["validation"]
     start, reward = EvaluatedModel.load(START, best.policy, device), load_reward_model(best.reward, device)
-    answers, rows = {START: sample_policy(start, start.lm, prompts, best)[0]}, []
+    answers, rows = {START: sample_policy(start, start.lm, prompts, best)[0]}, list[dict[str, Any]]()
     for point in points:
         model = EvaluatedModel.load(point.label, point.folder, device)
         answers[point.label], _, kl = sample_policy(model, start.lm, prompts, best)
