@@ -2,8 +2,8 @@
 
     python bench/baseline_search.py runs/demo --out runs/search [--jobs 2] [--method dpo]
 
-RUN is a finished `run --preset demo --baselines`. Every cell is trained from RUN's start with its rankings, reward model
-and prompts, in a stage directory of its own; finished cells are skipped. A cell counts by the best of its points
+RUN is a finished `run --preset demo --baselines`. Every cell is trained from RUN's start with its rankings, reward
+model and prompts, in a stage directory of its own; finished cells are skipped. A cell counts by the best of its points
 (policies saved along its run, rounds of expert iteration): the share of answers to validation prompts that training
 labelers prefer to the start's. Test prompts are not read. The chosen options are the defaults of `run --baselines`.
 """
@@ -108,7 +108,9 @@ def measure_points(run: Path, points: Sequence[FrontierPolicy], device_name: str
     for row in rows:  # each beside the start alone, so that no cell's points influence each other
         lists = [list(pair) for pair in zip(answers[START], answers[row["label"]], strict=True)]
         measured = preference.measure(labelers.rank(lists), baseline=START)
-        wins = [each for each in measured if each.metric == f"win_rate_vs_{START}" and each.model == row["label"]]
+        wins = [
+            result for result in measured if (result.metric, result.model) == (f"win_rate_vs_{START}", row["label"])
+        ]
         row |= {"preferred": wins[0].value, "low": wins[0].low, "high": wins[0].high}
     return rows
 

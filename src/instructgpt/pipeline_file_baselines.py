@@ -30,7 +30,7 @@ from instructgpt.records import Prompt, Ranking, SkippedLines, read_all_records,
 from instructgpt.results import ResultRow
 from instructgpt.run.configs import RunConfig
 from instructgpt.run.directory import console, read_run_record
-from instructgpt.stage_configs import FRONTIER_POLICIES, JUDGE, POLICIES, get_input_files
+from instructgpt.stage_configs import JUDGE, POLICIES, get_input_files, save_policies
 from instructgpt.train.configs import RewardConfig
 
 FRONTIER_EVALUATION = "frontier"
@@ -154,12 +154,9 @@ def train_file_baselines(
 ) -> dict[str, Any]:
     """Train every method, and sample the start for best of n; finished ones are skipped. Return their stages."""
     dpo = methods["dpo"]
-    if not dpo.save_every:
-        rankings = read_records(Ranking, get_input_files(config)["proxy_rankings"][0])
-        ranked = {r.prompt for r in rankings if r.pairs() and not is_heldout(r.prompt)}
-        steps = dpo.epochs * len(ranked) // dpo.batch
-        dpo = dpo.model_copy(update={"save_every": max(1, steps // FRONTIER_POLICIES)})
-    methods = {**methods, "dpo": dpo}
+    rankings = read_records(Ranking, get_input_files(config)["proxy_rankings"][0])
+    ranked = {r.prompt for r in rankings if r.pairs() and not is_heldout(r.prompt)}
+    methods = {**methods, "dpo": save_policies(dpo, dpo.epochs * len(ranked) // dpo.batch)}
     run_processes(config.processes, [build_baseline_job(stage, prompts) for stage in methods.values()])
     return methods
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field
 
@@ -38,6 +38,7 @@ _OVEROPTIMIZATION_POLICIES = 12
 """The same with --overoptimization."""
 _MethodSettings = dict[str, tuple[type[StageConfig], dict[str, Any]]]
 """Config class and settings of the stage of each method."""
+_PolicyStage = TypeVar("_PolicyStage", PPOConfig, DPOConfig)
 _ROUND_SEEDS = 1_000_003
 """Distance of two rounds' seeds of candidates and labelers: a prompt that returns gets other completions and noise."""
 
@@ -175,10 +176,12 @@ def build_baselines(config: RunConfig, round_: Round, sft: SFTConfig) -> dict[st
         for name, (config_class, options) in settings.items()
     }
     dpo: DPOConfig = stages["dpo"]
-    if not dpo.save_every:
-        steps = dpo.epochs * config.ranking_prompts // dpo.batch
-        stages["dpo"] = dpo.model_copy(update={"save_every": max(1, steps // FRONTIER_POLICIES)})
-    return stages
+    return {**stages, "dpo": save_policies(dpo, dpo.epochs * config.ranking_prompts // dpo.batch)}
+
+
+def save_policies(stage: _PolicyStage, steps: int, points: int = FRONTIER_POLICIES) -> _PolicyStage:
+    """Return a stage of `steps` that saves `points` policies along its run, unless its section says how often."""
+    return stage if stage.save_every else stage.model_copy(update={"save_every": max(1, steps // points)})
 
 
 def _method_settings(
@@ -280,10 +283,9 @@ def build_policy_stage(
     if name == "ppo_ptx":
         settings["pretraining"] = get_input_files(config)["corpus"]
     stage: PPOConfig = build_section(config, PPOConfig, name, folder / name, settings)
-    if (config.baselines or config.overoptimization) and not stage.save_every:  # points of the frontier
-        points = _OVEROPTIMIZATION_POLICIES if config.overoptimization else FRONTIER_POLICIES
-        stage = stage.model_copy(update={"save_every": max(1, stage.updates // points)})
-    return stage
+    if config.overoptimization:
+        return save_policies(stage, stage.updates, _OVEROPTIMIZATION_POLICIES)
+    return save_policies(stage, stage.updates) if config.baselines else stage
 
 
 def build_rounds(config: RunConfig) -> list[Round]:

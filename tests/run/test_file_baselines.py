@@ -185,9 +185,9 @@ def test_points_have_no_truth(run: Path) -> None:
 
 def test_accuracy_of_proxy_and_judge_is_on_rankings_that_neither_saw(run: Path) -> None:
     heldout = [r for r in read_records(Ranking, run.parent / "rankings.jsonl") if is_heldout(r.prompt)]
-    found = {row.model: row for row in read_result_rows(run / "results.json") if row.evaluation == "frontier"}
-    assert set(found) == {"reward", "judge"}
-    for name, row in found.items():
+    accuracies = {row.model: row for row in read_result_rows(run / "results.json") if row.evaluation == "frontier"}
+    assert set(accuracies) == {"reward", "judge"}
+    for name, row in accuracies.items():
         model, right = load_reward_model(run / name, torch.device("cpu")), []
         for ranked in heldout:
             scores = model.score([model.tokenizer.encode_example(ranked, text) for text in ranked.completions]).tolist()
